@@ -1,0 +1,1 @@
+"""What the training, inference and evaluation scripts share: one noun per module."""
