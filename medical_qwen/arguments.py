@@ -1,7 +1,7 @@
 """What can be asked for: the arguments that every training script shares, checked before a model loads.
 
-The trainers' own options (learning rate, batch size, LoRA-independent loss switches, ...) live in their own config classes
-(`SFTConfig`, ...). Here is only what those do not have: which weights, which data. Importing this module costs nothing.
+The trainers' own options (learning rate, batch size, loss, ...) live in their own config classes (`SFTConfig`, ...).
+Here is only what those do not have: which weights, which data. Importing this module costs nothing.
 """
 
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ ALIASES = {
     "--block_size": "--max_length",
     "--peft_path": "--adapter_name_or_path",
     "--tokenizer_path": "--tokenizer_name_or_path",
-    "--preprocessing_num_workers": "--num_proc",
+    "--preprocessing_num_workers": "--dataset_num_proc",
     "--qlora_bits": "--load_in_bits",
 }
 
@@ -29,7 +29,7 @@ class ModelArguments:
     model_name_or_path: str | None = field(
         default=None,
         metadata={
-            "help": "Model directory, hub id, or the adapter directory of an earlier stage (its base is found from it)."
+            "help": "Model directory, hub id, or an earlier stage's adapter directory (its base is found from it)."
         },
     )
     adapter_name_or_path: str | None = field(
@@ -47,7 +47,7 @@ class ModelArguments:
     dtype: str = field(
         default="auto",
         metadata={
-            "help": "Of the weights: auto (bfloat16 on a GPU that has it, float32 on a CPU), bfloat16, float16, float32."
+            "help": "Of the weights: bfloat16, float16, float32, or auto (bfloat16 on a GPU that has it, float32 on a CPU)."
         },
     )
     attn_implementation: str | None = field(
@@ -118,7 +118,6 @@ class DataArguments:
     on_bad_record: str = field(
         default="stop", metadata={"help": "`stop` before training and list what is wrong, or `skip` and say how many."}
     )
-    num_proc: int = field(default=1, metadata={"help": "Processes that tokenize."})
     show_samples: int = field(
         default=0, metadata={"help": "Print this many rendered samples, the learned part coloured, before training."}
     )

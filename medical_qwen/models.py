@@ -1,0 +1,321 @@
+"""Which weights: tokenizer, base model, quantisation, LoRA, and the lineage of adapters.
+
+A checkpoint is a directory. An adapter directory names its base in `adapter_config.json`; that base may be an adapter
+directory itself (SFT on top of PT). `resolve` walks such a chain to the root, and loading merges the chain into the
+root's weights in memory: a stage that starts from an adapter trains a *new* adapter on top of it, so that "the adapter
+switched off" is exactly the checkpoint that the stage started from (the reference model of DPO and PPO).
+"""
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from medical_qwen.arguments import ModelArguments
+from medical_qwen.rendering import check_tokenizer
+from template import get_template
+
+logger = logging.getLogger(__name__)
+
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """A root model and the adapters on it, the oldest first."""
+
+    root: str
+    adapters: tuple[str, ...] = ()
+
+
+def resolve(model: str, adapter: str | None = None) -> Lineage:
+    """The root and adapters behind a model directory, hub id or adapter directory.
+
+    Args:
+        model: what `--model_name_or_path` or `--base_model` names.
+        adapter: a further adapter directory on top (`--lora_model`); its own base must be `model`.
+    """
+    if not is_adapter(model):
+        lineage = Lineage(model)
+    else:
+        config = json.loads((Path(model) / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        below = resolve(_base_of(Path(model), config["base_model_name_or_path"]))
+        lineage = Lineage(below.root, (*below.adapters, model))
+    if adapter is None:
+        return lineage
+    if not is_adapter(adapter):
+        raise FileNotFoundError(f"{adapter}: not an adapter directory, {ADAPTER_CONFIG} is missing")
+    _check_same_base(model, adapter)
+    return Lineage(lineage.root, (*lineage.adapters, adapter))
+
+
+def is_adapter(path: str) -> bool:
+    return (Path(path) / ADAPTER_CONFIG).is_file()
+
+
+def _base_of(adapter: Path, name: str) -> str:
+    """Where the adapter's base lies now: as written, or beside the adapter when the whole folder was moved."""
+    if not name:
+        raise ValueError(f"{adapter / ADAPTER_CONFIG}: base_model_name_or_path is empty, the base is unknown")
+    if Path(name).exists() or not Path(name).is_absolute():
+        return name
+    moved = adapter.parent / Path(name).name
+    if moved.exists():
+        return str(moved)
+    raise FileNotFoundError(f"{adapter / ADAPTER_CONFIG}: the base {name} does not exist, nor does {moved}")
+
+
+def _check_same_base(model: str, adapter: str) -> None:
+    """Refuse an adapter that was trained on other weights than `model` (compared by the weights' fingerprint)."""
+    trained_on = read_summary(adapter).get("base_fingerprint")
+    given = read_summary(model).get("base_fingerprint") if is_adapter(model) else None
+    if trained_on and given and trained_on != given:
+        raise ValueError(f"{adapter} is an adapter of another base model than {model}")
+
+
+def read_summary(path: str) -> dict:
+    """`run_summary.json` of a checkpoint directory, or an empty dict where there is none."""
+    file = Path(path) / "run_summary.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def refuse_reward_model(path: str) -> None:
+    """A reward model gives scores, not text: say so instead of loading it as a language model."""
+    for name in (ADAPTER_CONFIG, "config.json"):
+        file = Path(path) / name
+        if not file.is_file():
+            continue
+        config = json.loads(file.read_text(encoding="utf-8"))
+        heads = config.get("architectures") or []
+        if config.get("task_type") == "SEQ_CLS" or any("SequenceClassification" in head for head in heads):
+            raise ValueError(f"{path} is a reward model (it scores answers); a language model is needed here")
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """Short hash of a few embedding rows: the same for one base in any precision or quantisation, else different."""
+    rows = model.get_input_embeddings().weight[::997].detach().to(torch.bfloat16).view(torch.int16).cpu()
+    return hashlib.sha256(rows.numpy().tobytes()).hexdigest()[:16]
+
+
+def load_tokenizer(
+    path: str, template_name: str | None = None, revision: str = "main", trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """A fast tokenizer with a chat template and a pad token.
+
+    Args:
+        path: model directory, adapter directory (its base's tokenizer if it has none of its own) or hub id.
+        template_name: replaces the checkpoint's chat template; a tokenizer without a template gets `vicuna`.
+    """
+    if Path(path).is_dir() and is_adapter(path) and not (Path(path) / "tokenizer_config.json").is_file():
+        path = resolve(path).root
+    tokenizer = _from_pretrained(AutoTokenizer, path, revision=revision, trust_remote_code=trust_remote_code)
+    if not tokenizer.is_fast:
+        raise ValueError(f"{path}: only a slow tokenizer; a tokenizer.json (fast tokenizer) is needed")
+    check_tokenizer(tokenizer, path)
+    if template_name or not tokenizer.chat_template:
+        template = get_template(template_name or "vicuna")
+        if not template_name:
+            logger.warning("%s has no chat template: using vicuna (choose another with --template_name)", path)
+        ids = tokenizer("").input_ids
+        adds_bos = bool(ids) and ids[0] == tokenizer.bos_token_id
+        tokenizer.chat_template = template.chat_template(bos=adds_bos)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_base(
+    lineage: Lineage,
+    *,
+    dtype: str = "auto",
+    bits: int | None = None,
+    auto_class: type = AutoModelForCausalLM,
+    merge: bool = True,
+    **kwargs,
+) -> PreTrainedModel:
+    """The root's weights with every adapter of the lineage merged in.
+
+    Args:
+        dtype: auto (bfloat16 on a GPU that has it, else float32) or a torch dtype's name.
+        bits: 4 or 8 to quantise with bitsandbytes. Adapters below are merged in full precision first (a copy of the
+            merged weights in the cache folder), since merging into quantised weights loses precision.
+        merge: False leaves the last adapter active and unmerged (as small as it was saved).
+        kwargs: for `from_pretrained`.
+    """
+    for path in (lineage.root, *lineage.adapters):
+        refuse_reward_model(path)
+    if bits and lineage.adapters:
+        keep = 0 if merge else 1
+        merged = lineage.adapters[: len(lineage.adapters) - keep]
+        root = merged_directory(Lineage(lineage.root, merged), auto_class) if merged else lineage.root
+        lineage = Lineage(root, lineage.adapters[len(merged) :])
+    model = _from_pretrained(
+        auto_class, lineage.root, dtype=torch_dtype(dtype), quantization_config=quantization(bits), **kwargs
+    )
+    for number, adapter in enumerate(lineage.adapters, 1):
+        logger.info("adapter %d of %d: %s", number, len(lineage.adapters), adapter)
+        model = attach(model, adapter)
+        if merge or number < len(lineage.adapters):
+            model = model.merge_and_unload()
+    return model
+
+
+def merged_directory(lineage: Lineage, auto_class: type = AutoModelForCausalLM) -> str:
+    """A directory with the lineage merged into one model, made once and kept in the cache folder."""
+    digest = hashlib.sha256(lineage.root.encode())
+    for adapter in lineage.adapters:
+        digest.update((Path(adapter) / "adapter_model.safetensors").read_bytes())
+    target = cache_folder() / "merged" / digest.hexdigest()[:16]
+    with PartialState().main_process_first():
+        if not target.is_dir():
+            logger.info("merging %s into a copy of the base: %s", " + ".join(lineage.adapters), target)
+            save_atomically(load_base(lineage, auto_class=auto_class), target)
+    return str(target)
+
+
+def cache_folder() -> Path:
+    """Where this project keeps what it can make again: $MEDICAL_QWEN_CACHE, or ~/.cache/medical_qwen."""
+    return Path(os.environ.get("MEDICAL_QWEN_CACHE") or Path.home() / ".cache" / "medical_qwen")
+
+
+def save_atomically(model: PreTrainedModel, target: Path, *others) -> None:
+    """`save_pretrained` of the model and others (tokenizer) into a folder that appears whole or not at all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        for part in (model, *others):
+            part.save_pretrained(Path(folder) / "model")
+        os.replace(Path(folder) / "model", target)
+
+
+def attach(model: PreTrainedModel, adapter: str, trainable: bool = False) -> PeftModel:
+    """`model` with the adapter on it; the embeddings grow first if the adapter was trained with more tokens."""
+    rows = read_summary(adapter).get("embedding_rows")
+    if rows and rows != model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(rows)
+    expected = read_summary(adapter).get("base_fingerprint")
+    if expected and not rows and expected != fingerprint(model):
+        raise ValueError(f"{adapter} is an adapter of another base model than {model.name_or_path}")
+    return PeftModel.from_pretrained(model, adapter, is_trainable=trainable)
+
+
+def _from_pretrained(auto_class: type, path: str, **kwargs):
+    """`auto_class.from_pretrained`, with an error that says what is missing where."""
+    if Path(path).is_dir():
+        needed = "tokenizer.json" if auto_class is AutoTokenizer else "config.json"
+        if not (Path(path) / needed).is_file() and not kwargs.get("trust_remote_code"):
+            raise FileNotFoundError(f"{path}: no {needed} in this directory")
+    elif Path(path).is_absolute() or path.startswith("."):
+        raise FileNotFoundError(f"{path}: no such model directory")
+    try:
+        return auto_class.from_pretrained(path, **kwargs)
+    except OSError as error:
+        raise FileNotFoundError(f"{path}: neither a directory nor a model that could be fetched ({error})") from error
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """`auto` is bfloat16 on a GPU that has it and float32 elsewhere: a CPU computes bfloat16 slowly."""
+    if name != "auto":
+        return getattr(torch, name)
+    return torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32
+
+
+def quantization(bits: int | None) -> BitsAndBytesConfig | None:
+    """QLoRA's settings (arXiv 2305.14314): nf4 with double quantisation, or LLM.int8."""
+    if bits is None:
+        return None
+    if bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch_dtype("auto"),
+    )
+
+
+def load_for_training(args: ModelArguments, tokenizer: PreTrainedTokenizerBase, **kwargs) -> PreTrainedModel:
+    """The model that a stage trains: all weights, or a new LoRA adapter on a frozen (possibly quantised) base.
+
+    Full training keeps float32 weights under bfloat16 autocast ("AMP"); a frozen base stays in bfloat16.
+    """
+    lineage = resolve(args.model_name_or_path, args.adapter_name_or_path)
+    dtype = args.dtype if args.use_peft or args.dtype != "auto" else "float32"
+    model = load_base(
+        lineage,
+        dtype=dtype,
+        bits=args.load_in_bits,
+        revision=args.model_revision,
+        attn_implementation=args.attn_implementation,
+        **kwargs,
+    )
+    model.base_fingerprint = fingerprint(model)
+    model.name_or_path = _absolute(lineage.adapters[-1] if lineage.adapters else lineage.root)
+    grown = fit_embeddings(model, tokenizer)
+    return add_lora(model, args, train_embeddings=grown) if args.use_peft else model
+
+
+def load_from_config(config_name: str, tokenizer: PreTrainedTokenizerBase, **kwargs) -> PreTrainedModel:
+    """A model with fresh weights, for pretraining from scratch. `config_name`: directory or hub id of a config."""
+    config = AutoConfig.from_pretrained(config_name, **kwargs)
+    config.vocab_size = len(tokenizer)
+    config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+    config.pad_token_id = tokenizer.pad_token_id
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    logger.info("fresh weights: %.1fM parameters", model.num_parameters() / 1e6)
+    return model
+
+
+def fit_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Grow the embeddings when the tokenizer has more tokens than the model has rows. True if they grew."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) <= rows:
+        return False
+    logger.info("embeddings: %d rows -> %d, the size of the tokenizer", rows, len(tokenizer))
+    model.resize_token_embeddings(len(tokenizer))
+    return True
+
+
+def add_lora(model: PreTrainedModel, args: ModelArguments, train_embeddings: bool = False) -> PeftModel:
+    """A fresh LoRA adapter (arXiv 2106.09685) on `model`, whose own weights are frozen.
+
+    New embedding rows mean nothing until they are trained, so grown embeddings are trained and saved in full.
+    """
+    modules = list(args.lora_modules_to_save or [])
+    tied = bool(model.config.tie_word_embeddings)
+    if train_embeddings and not modules:
+        modules = ["embed_tokens"] if tied else ["embed_tokens", "lm_head"]
+        logger.info("new tokens: %s trained in full and saved with the adapter", " and ".join(modules))
+    if args.load_in_bits:
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    targets = args.lora_target_modules
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=args.lora_r,
+        lora_alpha=args.lora_alpha,
+        lora_dropout=args.lora_dropout,
+        target_modules="all-linear" if targets in (["all-linear"], ["all"]) else targets,
+        modules_to_save=modules or None,
+        ensure_weight_tying=tied and bool(modules),
+        use_rslora=args.use_rslora,
+        use_dora=args.use_dora,
+    )
+    return get_peft_model(model, config)
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).resolve()) if Path(path).exists() else path

@@ -1,0 +1,334 @@
+"""How a run goes: parse, log, resume, train, evaluate, save on every rank, and tell what happened.
+
+A stage script shows its stage and leaves this to us:
+
+    model_args, data_args, config = parse(ModelArguments, DataArguments, SFTConfig)
+    ...
+    class Trainer(Measured, SFTTrainer): ...
+    finish(trainer, stage="sft", ...)
+"""
+
+import hashlib
+import inspect
+import json
+import logging
+import math
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from importlib.metadata import version
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from datasets import Dataset
+from datasets.fingerprint import Hasher
+from transformers import HfArgumentParser, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging as hf_logging
+
+from medical_qwen.arguments import ALIASES
+
+logger = logging.getLogger(__name__)
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate")
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call a script's `main`. An error that this project raises itself is a message, not a traceback; exit code 1."""
+    try:
+        main()
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
+        if ROOT not in raised_in.parents or ".venv" in raised_in.parts or os.environ.get("DEBUG"):
+            raise
+        sys.exit(f"error: {error}")
+
+
+def parse(*dataclasses: type, argv: list[str] | None = None) -> tuple:
+    """The dataclasses filled from the command line. Unknown flags fail; MedicalGPT's spellings are understood.
+
+    On a machine without a GPU, `--bf16` is off unless asked for (TRL's default is on).
+    """
+    argv = [_modern(word) for word in (sys.argv[1:] if argv is None else argv)]
+    if not torch.cuda.is_available() and not any(word.split("=")[0] in ("--bf16", "--fp16") for word in argv):
+        argv += ["--bf16", "False"]
+    parser = HfArgumentParser(dataclasses, allow_abbrev=False)
+    try:
+        *parsed, unknown = parser.parse_args_into_dataclasses(args=argv, return_remaining_strings=True)
+    except (ValueError, FileNotFoundError) as error:
+        parser.error(str(error))
+    if unknown:
+        parser.error(f"unknown flag or value: {' '.join(unknown)}")
+    config = next(part for part in parsed if isinstance(part, TrainingArguments))
+    _start(config)
+    return tuple(parsed)
+
+
+def _modern(word: str) -> str:
+    flag, equals, value = word.partition("=")
+    return ALIASES.get(flag, flag) + equals + value
+
+
+def _start(config: TrainingArguments) -> None:
+    """Logging on the main process, the checkpoint to resume from, and a refusal to overwrite an earlier run."""
+    logging.basicConfig(
+        level=logging.INFO if config.process_index == 0 else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        datefmt="%H:%M:%S",
+        force=True,
+    )
+    for noisy in ("httpx", "filelock", "matplotlib", "fsspec"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    hf_logging.set_verbosity_warning()
+    last = get_last_checkpoint(config.output_dir) if Path(config.output_dir).is_dir() else None
+    asked = config.resume_from_checkpoint
+    if asked and str(asked).lower() in ("true", "auto", "last"):
+        config.resume_from_checkpoint = last
+        logger.info("resume from %s", last or "nothing: there is no checkpoint yet")
+    elif asked and str(asked).lower() == "false":
+        config.resume_from_checkpoint = None
+    elif asked and not Path(asked).is_dir():
+        raise FileNotFoundError(f"--resume_from_checkpoint: {asked} does not exist")
+    if last and not config.resume_from_checkpoint:
+        raise ValueError(
+            f"--output_dir {config.output_dir} holds the checkpoints of an earlier run: "
+            "go on with --resume_from_checkpoint True, or choose another folder"
+        )
+
+
+class Measured:
+    """Mixed into a stage's trainer: counts tokens and padding, weighs the evaluation loss by tokens.
+
+    `Trainer.evaluate` averages the loss over batches, so that short rows weigh more than long ones and the figure
+    depends on the batch size; `exp` of that is not the perplexity. Here every predicted token weighs the same.
+    """
+
+    tokens_real: int | torch.Tensor = 0
+    tokens_padded = 0
+    evaluation_seconds = 0.0
+
+    def training_step(self, model, inputs, *args, **kwargs):
+        size = inputs["input_ids"].numel()
+        mask = inputs.get("attention_mask")
+        self.tokens_padded += size
+        self.tokens_real += size if mask is None else mask.sum()  # stays on the device: no wait in every step
+        return super().training_step(model, inputs, *args, **kwargs)
+
+    def prediction_step(self, model, inputs, *args, **kwargs):
+        result = super().prediction_step(model, inputs, *args, **kwargs)
+        if "labels" in inputs and result[0] is not None and hasattr(self, "_eval_sums"):
+            predicted = (inputs["labels"][..., 1:] != -100).sum().item()
+            self._eval_sums[0] += result[0].item() * predicted
+            self._eval_sums[1] += predicted
+        return result
+
+    def evaluate(self, *args, metric_key_prefix: str = "eval", **kwargs):
+        self._eval_sums = [0.0, 0]
+        started = time.perf_counter()
+        metrics = super().evaluate(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        self.evaluation_seconds += time.perf_counter() - started
+        return metrics
+
+    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        sums = torch.tensor(self._eval_sums, dtype=torch.float64)
+        if dist.is_initialized():
+            sums = sums.to(self.args.device)
+            dist.all_reduce(sums)
+        if sums[1] > 0:
+            mean = (sums[0] / sums[1]).item()
+            output.metrics[f"{metric_key_prefix}_loss"] = mean
+            output.metrics[f"{metric_key_prefix}_perplexity"] = math.exp(min(mean, 700))
+        return output
+
+
+def prepare(
+    dataset: Dataset | None, encode: Callable[..., dict], config: TrainingArguments, batched: bool = False, **fn_kwargs
+) -> Dataset | None:
+    """`dataset` with every row passed through `encode(row, **fn_kwargs)`: the columns that it returns, no others.
+
+    Cached on disk. The key is made of the rows, the arguments (a tokenizer counts with its vocabulary and template) and
+    the source text of this project's rendering code: `datasets` itself would know a function by its name alone and go
+    on serving old tokens after the code has changed.
+    """
+    if dataset is None:
+        return None
+    parts = [dataset._fingerprint, inspect.getsource(encode), source_digest()]
+    for name, value in sorted(fn_kwargs.items()):
+        tokenizer = getattr(value, "tokenizer", value)
+        if isinstance(tokenizer, PreTrainedTokenizerBase):
+            special = json.dumps(tokenizer.init_kwargs, default=str, sort_keys=True)
+            value = (
+                tokenizer.backend_tokenizer.to_str(),
+                tokenizer.chat_template,
+                special,
+                vars(value).get("enable_thinking"),
+            )
+        parts.append((name, value))
+    with config.main_process_first(desc="tokenizing", local=True):
+        return dataset.map(
+            encode,
+            batched=batched,
+            fn_kwargs=fn_kwargs,
+            num_proc=config.dataset_num_proc if (config.dataset_num_proc or 1) > 1 else None,
+            remove_columns=dataset.column_names,
+            new_fingerprint=Hasher.hash(parts),
+            desc="tokenizing",
+        )
+
+
+def drop_unfit(dataset: Dataset | None, most: float = 0.3) -> tuple[Dataset | None, dict]:
+    """The rows that kept something to learn, and what truncation cost, summed over the count columns of `encode`.
+
+    Raises:
+        ValueError: more than `most` of the answers' tokens, or of the rows, would be lost.
+    """
+    if dataset is None:
+        return None, {}
+    counts = {name: sum(dataset[name]) for name in dataset.column_names if name not in ("input_ids", "labels")}
+    kept = dataset.select_columns(["input_ids", "labels"]).filter(lambda ids: len(ids) > 0, input_columns="input_ids")
+    counts |= {"rows": len(dataset), "rows_dropped": len(dataset) - len(kept)}
+    logger.info("truncation: %s", ", ".join(f"{name} {count:,}" for name, count in counts.items()))
+    lost = counts.get("answer_tokens_lost", 0) / max(counts.get("answer_tokens", 0), 1)
+    if max(lost, counts["rows_dropped"] / max(len(dataset), 1)) > most:
+        raise ValueError(
+            f"--max_length is too short: {lost:.0%} of the answers' tokens and {counts['rows_dropped']} of "
+            f"{len(dataset)} rows would be lost (at most {most:.0%} is allowed)"
+        )
+    return kept, counts
+
+
+def show_rows(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, number: int) -> None:
+    """Print the first rows as the model will see them, what it learns in green."""
+    for row in dataset.select(range(min(number, len(dataset)))):
+        print("-" * 80)
+        for learned, group in groupby(zip(row["input_ids"], row["labels"], strict=True), lambda pair: pair[1] != -100):
+            text = tokenizer.decode([token for token, _ in group])
+            print(f"\033[32m{text}\033[0m" if learned else text, end="")
+        print()
+
+
+def source_digest() -> str:
+    """Hash of the code that turns records into tokens."""
+    files = [ROOT / "template.py", *sorted((ROOT / "medical_qwen").glob("rendering*")), Path(__file__)]
+    files = [file for entry in files for file in ([entry] if entry.is_file() else sorted(entry.glob("*.py")))]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def finish(trainer: Trainer, *, stage: str, parent: str | None, data: dict, extra: dict | None = None) -> dict:
+    """Train (or go on), evaluate, and leave a complete checkpoint directory behind. Every rank calls this.
+
+    Returns the run summary that is written as `run_summary.json`.
+    """
+    config = trainer.args
+    started = time.perf_counter()
+    result = trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    throughput = _throughput(trainer, result.metrics["train_runtime"])
+    metrics = {key: value for key, value in result.metrics.items() if not key.startswith("total")}
+    if trainer.eval_dataset is not None:
+        metrics |= trainer.evaluate()
+    trainer.save_model(config.output_dir)
+    trainer.save_state()
+    summary = {
+        "stage": stage,
+        "parent": parent,
+        "base_fingerprint": getattr(_unwrapped(trainer), "base_fingerprint", None),
+        "embedding_rows": getattr(_unwrapped(trainer), "embedding_rows", None),
+        "data": data,
+        "steps": trainer.state.global_step,
+        "metrics": metrics,
+        "wall_seconds": round(time.perf_counter() - started, 1),
+        **throughput,
+        "peak_memory_gib": round(peak_memory() / 2**30, 3),
+        **(extra or {}),
+        "resumed_from": config.resume_from_checkpoint,
+        "world_size": config.world_size,
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in PACKAGES},
+        "git_revision": git_revision(),
+    }
+    if trainer.is_world_process_zero():
+        folder = Path(config.output_dir)
+        write_json(folder / "training_args.json", config.to_sanitized_dict())
+        write_json(folder / "run_summary.json", summary)
+        plot_loss(trainer.state.log_history, folder / "loss.png")
+        _tell(summary)
+    return summary
+
+
+def _unwrapped(trainer: Trainer) -> torch.nn.Module:
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _throughput(trainer: Trainer, runtime: float) -> dict:
+    """Tokens trained on in this run, all ranks together; padding is not a token. `runtime` in seconds."""
+    padded = getattr(trainer, "tokens_padded", 0)
+    if not padded:
+        return {}
+    real = int(trainer.tokens_real)
+    seconds = max(runtime - trainer.evaluation_seconds, 1e-9)
+    return {
+        "tokens_seen": real * trainer.args.world_size,
+        "padding_share": round(1 - real / padded, 4),
+        "tokens_per_second": round(real * trainer.args.world_size / seconds, 1),
+    }
+
+
+def _tell(summary: dict) -> None:
+    wanted = ("train_loss", "eval_loss", "eval_perplexity", "tokens_seen", "tokens_per_second", "padding_share")
+    figures = {
+        key: value for key, value in (summary | summary["metrics"]).items() if key in (*wanted, "peak_memory_gib")
+    }
+    logger.info("done: %s", ", ".join(f"{key} {value:,.4g}" for key, value in figures.items()))
+
+
+def peak_memory() -> int:
+    """Bytes: of GPU memory where there is one, else of the process (resident set)."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def git_revision() -> str | None:
+    """The commit of this checkout, `+` behind it when files differ; None outside a git checkout."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--abbrev=12"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Whole or not at all: written beside, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.tmp")
+    beside.write_text(json.dumps(content, ensure_ascii=False, indent=2, default=str) + "\n", encoding="utf-8")
+    os.replace(beside, path)
+
+
+def plot_loss(history: list[dict], path: Path) -> None:
+    """Training and evaluation loss over the steps, as PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4), dpi=120)
+    for key, label, style in (("loss", "training", "-"), ("eval_loss", "held out", "o-")):
+        points = [(row["step"], row[key]) for row in history if key in row]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, label=label, markersize=4)
+    axes.set(xlabel="step", ylabel="loss (nats per token)", title=path.parent.name)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path)
+    plt.close(figure)

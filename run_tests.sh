@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# All tests, on a CPU, without a network once the packages are there. Arguments go to pytest: bash run_tests.sh -k records
+set -euo pipefail
+cd "$(dirname "$0")"
+. tools/environment.sh
+install requirements.txt requirements-dev.txt requirements-model.txt
+export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+ruff check .
+ruff format --check .
+exec python -m pytest "$@"
