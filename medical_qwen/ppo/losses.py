@@ -46,7 +46,7 @@ def masked_whiten(
 def generalized_advantages(
     rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float
 ) -> tuple[Tensor, Tensor]:
-    """Advantages and returns by GAE (Schulman et al., arXiv 1506.02438, eq. 11, 12 and 16).
+    """Advantages and returns by GAE (Schulman et al., arXiv 1506.02438, eq. 16).
 
         delta_t = r_t + gamma * V(s_{t+1}) - V(s_t)
         A_t     = delta_t + gamma * lam * A_{t+1}
@@ -134,7 +134,7 @@ def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> T
 
         r_t = -beta * kl_t + [t is the last token] * score
 
-    Source: Stiennon et al., arXiv 2009.01325, section 3.4; Ziegler et al., arXiv 1909.08593, eq. 2.
+    Source: Stiennon et al., arXiv 2009.01325; Ziegler et al., arXiv 1909.08593, eq. 2.
 
     Args:
         scores: (B,).
@@ -153,7 +153,7 @@ def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> T
 def missing_eos_penalty(scores: Tensor, has_end: Tensor, penalty: float) -> Tensor:
     """`scores` (B,) less `penalty` where the response did not end by itself, `has_end` (B,) being false.
 
-    Without it a policy can gain by never stopping (Huang et al., arXiv 2403.17031, detail 3 on EOS tricks).
+    Without it a policy can gain by never stopping (Huang et al., arXiv 2403.17031).
     """
     return scores - penalty * (~has_end.bool()).to(scores.dtype)
 
