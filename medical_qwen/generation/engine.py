@@ -1,0 +1,200 @@
+"""Who answers? A language model in this process, through transformers.
+
+`Generator` has the two calls that every front end needs: `answer` for many requests at once and `stream` for one that is
+read while it is written. Both run the same loop, one forward pass a token for all rows of a batch, so a streamed answer is
+the batch's answer. The loop is ours, not `model.generate`, for three things that one lacks: a row that is finished leaves
+the batch, each request draws from its own seed whatever it shares a batch with, and whoever reads a stream can stop it
+between two tokens without a thread.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from medical_qwen.generation.decoding import Answer, Batch, Row, Sampling
+from medical_qwen.generation.text import TextStream
+from medical_qwen.models import fit_embeddings, load_base, load_tokenizer, resolve
+from medical_qwen.rendering import Renderer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Request:
+    """A conversation that waits for its next turn."""
+
+    messages: list[dict]
+    tools: list[dict] | None = None
+    seed: int = 0
+
+
+class Stream:
+    """Iterator over the pieces of an answer's text; `close` stops the model; `answer` is what there is so far."""
+
+    def __init__(self, row: Row, steps: Iterator[None]) -> None:
+        self._row, self._steps, self._sent = row, steps, 0
+
+    def __iter__(self) -> Iterator[str]:
+        for _ in self._steps:
+            pieces, self._sent = self._row.pieces[self._sent :], len(self._row.pieces)
+            if text := "".join(pieces):
+                yield text
+
+    def close(self) -> None:
+        self._steps.close()
+
+    @property
+    def answer(self) -> Answer:
+        return self._row.answer()
+
+
+class Generator:
+    """A causal language model and its tokenizer."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.renderer = Renderer(tokenizer)
+        self.context_length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.rows_at_once: int | None = None  # lowered when the device runs out of memory
+        ends = model.generation_config.eos_token_id
+        self.stop_token_ids = {*self.renderer.stop_token_ids, *(ends if isinstance(ends, list) else [ends])} - {None}
+
+    @classmethod
+    def load(
+        cls,
+        base_model: str,
+        lora_model: str | None = None,
+        *,
+        tokenizer_path: str | None = None,
+        template_name: str | None = None,
+        resize_emb: bool = False,
+        only_cpu: bool = False,
+        bits: int | None = None,
+    ) -> "Generator":
+        """Load a model directory, hub id or adapter directory, with a further adapter on top if `lora_model` is given.
+
+        One visible GPU holds the whole model; on several its layers are spread out.
+        """
+        lineage = resolve(base_model, lora_model)
+        own = lora_model and (Path(lora_model) / "tokenizer_config.json").is_file()
+        tokenizer = load_tokenizer(tokenizer_path or (lora_model if own else base_model), template_name)
+        cpu = only_cpu or not torch.cuda.is_available()
+        device_map = {"": "cpu"} if cpu else "auto" if torch.cuda.device_count() > 1 else {"": 0}
+        model = load_base(
+            lineage, dtype="float32" if cpu else "auto", bits=bits, merge=bits is None, device_map=device_map
+        )
+        rows = model.get_input_embeddings().weight.shape[0]
+        if resize_emb:
+            fit_embeddings(model, tokenizer)
+        elif len(tokenizer) > rows:
+            raise ValueError(
+                f"the tokenizer has {len(tokenizer)} tokens, the model {rows}: add --resize_emb, or give the model's own"
+                " tokenizer with --tokenizer_path"
+            )
+        return cls(model, tokenizer)
+
+    def measure(self, requests: list[Request], sampling: Sampling) -> list[int]:
+        """Prompt lengths in tokens, after the oldest turns were dropped where needed: for `plan_batches`."""
+        return [len(self._row(request, sampling).prompt) for request in requests]
+
+    def answer(
+        self,
+        requests: list[Request],
+        sampling: Sampling,
+        batch_size: int = 8,
+        progress: Callable[[int], object] = lambda rows: None,
+    ) -> list[Answer]:
+        """Answers in the order of the requests. Requests of similar length share a batch.
+
+        Args:
+            progress: called with the number of rows that a step finished.
+        """
+        answers: dict[int, Answer] = {}
+        lengths = self.measure(requests, sampling)
+        for numbers in plan_batches(lengths, batch_size):
+            answers |= zip(numbers, self._complete([requests[i] for i in numbers], sampling, progress), strict=True)
+        return [answers[i] for i in range(len(requests))]
+
+    def stream(self, request: Request, sampling: Sampling) -> Stream:
+        """The answer piece by piece, whole characters, never a part of a stop string."""
+        row = self._row(request, sampling)
+        return Stream(row, self._decode([row], sampling))
+
+    def _row(self, request: Request, sampling: Sampling) -> Row:
+        room = None if self.context_length is None else self.context_length - sampling.max_new_tokens
+        if room is not None and room < 1:
+            raise ValueError(
+                f"--max_new_tokens {sampling.max_new_tokens} leaves no room for a question: the model's context is "
+                f"{self.context_length} tokens"
+            )
+        prompt = self.renderer.prompt(request.messages, request.tools, max_length=room)
+        stops = tuple(dict.fromkeys((*self.renderer.stop_strings, *sampling.stop)))
+        return Row(prompt, False, TextStream(self.tokenizer, stops), request.seed)
+
+    def _complete(
+        self, requests: list[Request], sampling: Sampling, progress: Callable[[int], object]
+    ) -> Iterator[Answer]:
+        """One batch, in halves where the device's memory does not hold it."""
+        while requests:
+            some = requests[: self.rows_at_once]
+            rows = [self._row(request, sampling) for request in some]
+            try:
+                finished = 0
+                for _ in self._decode(rows, sampling):
+                    now = sum(row.finish_reason is not None for row in rows)
+                    progress(now - finished)
+                    finished = now
+            except torch.OutOfMemoryError:
+                if len(some) == 1:
+                    raise
+                progress(-finished)
+                rows = None
+            if rows is None:  # outside of the handler: the exception keeps the failed batch's memory alive
+                self.rows_at_once = len(some) // 2
+                logger.warning("out of memory with %d rows: going on with %d", len(some), self.rows_at_once)
+                torch.cuda.empty_cache()
+                continue
+            yield from (row.answer() for row in rows)
+            requests = requests[len(some) :]
+
+    def _decode(self, rows: list[Row], sampling: Sampling) -> Iterator[None]:
+        """Write all rows, a token a step; yields after each step."""
+        batch = Batch(self.model, [row.prompt for row in rows], len(self.tokenizer), sampling)
+        ends = self.stop_token_ids | self._control_tokens(sampling.stop)
+        while True:
+            tokens = batch.next_tokens([row.draw() for row in rows])
+            for row, token in zip(rows, tokens.tolist(), strict=True):
+                row.push(token, token in ends, sampling.max_new_tokens)
+            yield
+            going = [i for i, row in enumerate(rows) if row.finish_reason is None]
+            if not going:
+                return
+            batch.advance(tokens, going)
+            rows = [rows[i] for i in going]
+
+    def _control_tokens(self, stops: tuple[str, ...]) -> set[int]:
+        """Ids of the stop strings that are special tokens: those never show up in the text."""
+        return {
+            self.tokenizer.convert_tokens_to_ids(stop) for stop in stops if stop in self.tokenizer.all_special_tokens
+        }
+
+
+def plan_batches(lengths: list[int], batch_size: int) -> list[list[int]]:
+    """Numbers of the rows of each batch, the longest prompts first: little padding, and a lack of memory shows at once."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+
+
+def summarize(answers: list[Answer], new_tokens: int, seconds: float) -> str:
+    """One line for the end of a job, of which `new_tokens` were generated in `seconds` just now."""
+    reasons = ", ".join(f"{name} {n}" for name, n in Counter(a.finish_reason for a in answers).most_common())
+    return (
+        f"{len(answers)} answers, {new_tokens} new tokens in {seconds:.1f} s ({new_tokens / seconds:.1f} tokens/s); "
+        f"finish: {reasons}; prompts with turns left out: {sum(answer.truncated for answer in answers)}"
+    )
