@@ -1,7 +1,7 @@
 """The named prompt templates: which text stands around the words of system, user and assistant.
 
-Every template is complete Jinja for `tokenizer.chat_template`, so a checkpoint that carries it works in any server that
-reads chat templates. A family is one row of the table at the end, written in a small notation:
+Every template is complete Jinja for `tokenizer.chat_template`, so a checkpoint that carries it works in any server
+that reads chat templates. A family is one row of the table at the end, written in a small notation:
 
     {content}  the message             {system}  the system message, wrapped, in front of the first question
     {trimmed}  the message, trimmed    {round}   number of the question, from 0 ({round1}: from 1)
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Template:
-    """A prompt template: `jinja` for `tokenizer.chat_template`, the texts that end an answer, the default system prompt."""
+    """A prompt template: Jinja for `tokenizer.chat_template`, texts that end an answer, the default system prompt."""
 
     name: str
     jinja: str
@@ -159,8 +159,8 @@ _QWEN = """\
 
 # What the published models were trained to read: the wording is part of the format.
 _HERMES_TOOLS = r"""
-    {{- (system ~ '\n\n' if system else '') ~ '# Tools\n\nYou may call one or more functions to assist with the user query.\n\n' -}}
-    {{- 'You are provided with function signatures within <tools></tools> XML tags:\n<tools>' -}}
+    {{- (system ~ '\n\n' if system else '') ~ '# Tools\n\nYou may call one or more functions to assist with ' -}}
+    {{- 'the user query.\n\nYou are provided with function signatures within <tools></tools> XML tags:\n<tools>' -}}
     {%- for tool in tools -%}
         {{- '\n' ~ tool | tojson -}}
     {%- endfor -%}
@@ -183,11 +183,11 @@ _XML_TOOLS = r"""
     {{- '<tool_call>\n<function=example_function_name>\n<parameter=example_parameter_1>\nvalue_1\n</parameter>\n' -}}
     {{- '<parameter=example_parameter_2>\nThis is the value for the second parameter\nthat can span\n' -}}
     {{- 'multiple lines\n</parameter>\n</function>\n</tool_call>\n\n<IMPORTANT>\nReminder:\n' -}}
-    {{- '- Function calls MUST follow the specified format: an inner <function=...></function> block must be nested ' -}}
-    {{- 'within <tool_call></tool_call> XML tags\n- Required parameters MUST be specified\n' -}}
-    {{- '- You may provide optional reasoning for your function call in natural language BEFORE the function call, ' -}}
-    {{- 'but NOT after\n- If there is no function call available, answer the question like normal with your current ' -}}
-    {{- 'knowledge and do not tell the user about function calls\n</IMPORTANT>' -}}
+    {{- '- Function calls MUST follow the specified format: an inner <function=...></function> block must be ' -}}
+    {{- 'nested within <tool_call></tool_call> XML tags\n- Required parameters MUST be specified\n' -}}
+    {{- '- You may provide optional reasoning for your function call in natural language BEFORE the function ' -}}
+    {{- 'call, but NOT after\n- If there is no function call available, answer the question like normal with your ' -}}
+    {{- 'current knowledge and do not tell the user about function calls\n</IMPORTANT>' -}}
     {{- '\n\n' ~ system | trim if system and system | trim else '' -}}
 """
 _XML_CALL = r"""
@@ -235,7 +235,7 @@ _IF_OFF = "({} if enable_thinking is defined and enable_thinking is false else {
 def _qwen(
     think: str = _NO_THOUGHT, generation: str = "''", default: str | None = None, xml: bool = False
 ) -> tuple[str, str]:
-    """Jinja and default system prompt of a Qwen generation. `xml`: tool calls as XML and all texts trimmed (Qwen3.5)."""
+    """Jinja and default system prompt of a Qwen generation. `xml`: Qwen3.5 (tool calls as XML, texts trimmed)."""
     fills = {
         "DEFAULT": repr(default).lower() if default is None else repr(default),
         "TOOLS": _XML_TOOLS if xml else _HERMES_TOOLS,

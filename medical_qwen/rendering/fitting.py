@@ -1,0 +1,134 @@
+"""What to leave out of a conversation that is too long, and how much that was."""
+
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass, fields
+from typing import Any, Protocol
+
+from .encoding import Span
+
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """What one conversation had and what it lost to the length limit (tokens, unless said otherwise)."""
+
+    exchanges: int = 0  # a question with all that follows it up to the next question
+    exchanges_dropped: int = 0
+    prompt_tokens: int = 0  # not learned: questions, system prompt, the template's words
+    prompt_tokens_cut: int = 0  # from the question that stayed
+    answer_tokens: int = 0  # learned
+    answer_tokens_lost: int = 0
+    left_out: bool = False  # nothing learned would have fitted
+
+
+class TruncationReport:
+    """Sums the truncations of a data set; `str()` is one line for the log."""
+
+    def __init__(self, truncations: Sequence[Truncation] = ()) -> None:
+        self.conversations = 0
+        self.shortened = 0
+        self.total = {item.name: 0 for item in fields(Truncation)}
+        for truncation in truncations:
+            self.add(truncation)
+
+    def add(self, truncation: Truncation) -> None:
+        """Count one more conversation."""
+        self.conversations += 1
+        lost = (truncation.exchanges_dropped, truncation.prompt_tokens_cut, truncation.answer_tokens_lost)
+        self.shortened += any(lost)
+        for name, value in zip(self.total, astuple(truncation), strict=True):
+            self.total[name] += int(value)
+
+    def __str__(self) -> str:
+        total = self.total
+
+        def share(part: str, whole: int) -> str:
+            return f"{total[part]} of {whole} ({100 * total[part] / max(whole, 1):.1f} %)"
+
+        return (
+            f"max_length: {self.shortened} of {self.conversations} conversations shortened; "
+            f"dropped exchanges {share('exchanges_dropped', total['exchanges'])}, "
+            f"prompt tokens cut {share('prompt_tokens_cut', total['prompt_tokens'])}, "
+            f"answer tokens lost {share('answer_tokens_lost', total['answer_tokens'])}, "
+            f"left out {share('left_out', self.conversations)}"
+        )
+
+
+class Built(Protocol):
+    """A rendered conversation, as far as shortening needs it."""
+
+    starts: list[int]
+    ends: list[int]
+    text: str
+    contents: tuple[Span, ...]
+
+    def needed(self) -> int:
+        """How many of its tokens have to stay."""
+
+
+def exchanges(messages: Sequence[Message]) -> tuple[list[Message], list[list[Message]]]:
+    """The system messages in front, and the rest cut before every question."""
+    head = 0
+    while head < len(messages) and messages[head]["role"] == "system":
+        head += 1
+    turns: list[list[Message]] = []
+    previous = None
+    for message in messages[head:]:
+        if not turns or (message["role"] == "user" and previous != "user"):
+            turns.append([])
+        turns[-1].append(message)
+        previous = message["role"]
+    return list(messages[:head]), turns
+
+
+def shorten(
+    messages: Sequence[Message], max_length: int | None, build: Callable[[list[Message]], Built]
+) -> tuple[Built, int, int]:
+    """Leave out the oldest exchanges, then the beginning of the last question, until `build` needs <= `max_length`.
+
+    Returns what was built last (still too long if even that did not suffice), the exchanges dropped and the tokens cut
+    from the question. System messages stay. Tool responses count as part of the question.
+    """
+    built = build(list(messages))
+    if max_length is None or built.needed() <= max_length:
+        return built, 0, 0
+    head, turns = exchanges(messages)
+    tried: dict[int, Built] = {}
+
+    def fits(dropped: int) -> bool:
+        tried[dropped] = build([*head, *(message for turn in turns[dropped:] for message in turn)])
+        return tried[dropped].needed() <= max_length
+
+    dropped = 1 + bisect_left(range(1, len(turns)), True, key=fits)
+    if dropped < len(turns):
+        return tried[dropped], dropped, 0
+    dropped = len(turns) - 1
+    kept = [*head, *turns[-1]]
+    if dropped:
+        built = tried[dropped] if dropped in tried else build(kept)
+    cut = 0
+    while (over := built.needed() - max_length) > 0:
+        shorter, taken = _cut_oldest(kept, built, over)
+        if not taken:
+            break
+        kept, cut = shorter, cut + taken
+        built = build(kept)
+    return built, dropped, cut
+
+
+def _cut_oldest(messages: list[Message], built: Built, over: int) -> tuple[list[Message], int]:
+    """Copies of the messages with `over` tokens fewer at the beginning of the question; and how many were taken."""
+    shorter, taken = list(messages), 0
+    for span in built.contents:
+        if span.learned or shorter[span.message]["role"] == "system" or taken >= over:
+            continue
+        first, last = bisect_left(built.starts, span.start), bisect_left(built.starts, span.end)
+        upto = min(first + over - taken, last)
+        while upto < last and built.starts[upto] < built.ends[upto - 1]:
+            upto += 1  # not within a character
+        taken += upto - first
+        at = built.starts[upto] if upto < last else span.end
+        shorter[span.message] = {**shorter[span.message], "content": built.text[at : span.end]}
+    return shorter, taken

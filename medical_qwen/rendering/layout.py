@@ -1,0 +1,228 @@
+"""Where a chat template puts the texts of a conversation, and where the assistant's own words begin and end.
+
+A template is a program; nothing is known of it but what it writes. So it is run once on a conversation of the same
+shape in which every text is a single private-use character. What it writes between those characters are its own
+words, the *pieces*; the characters mark the *slots*. The real conversation must then read piece, text, piece, text, …
+from its first character to its last: `Layout.align` proves it and so finds the position of everything. No template has
+to be prefix-stable or to carry `{% generation %}` marks for this.
+
+An answer begins where the generation prompt ends: the template is also run on the messages before the answer, with
+`add_generation_prompt`, and what the full conversation has beyond that is what the model will have to write. It ends
+with the first end-of-turn mark after the text.
+"""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+Message = dict[str, Any]
+Render = Callable[[list[Message], bool], str]  # (messages, add_generation_prompt) -> text
+
+_FIRST, _LAST = 0x100000, 0x10FFFD
+_SLOT = re.compile(f"([{chr(_FIRST)}-{chr(_LAST)}])")
+_TOOL_RESPONSE = ("<tool_response>", "</tool_response>")
+FIELDS = ("content", "reasoning_content")
+
+
+class Slot(NamedTuple):
+    """The place of a field of message number `message`."""
+
+    message: int
+    field: str
+
+
+class Mark(NamedTuple):
+    """A position in the template's own words: so many characters into piece number `piece`."""
+
+    piece: int
+    offset: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the assistant writes as message number `message`; `closed` if an end-of-turn mark is part of it."""
+
+    message: int
+    begin: Mark
+    end: Mark
+    closed: bool
+
+
+@dataclass(frozen=True)
+class Layout:
+    """`pieces[0] slots[0] pieces[1] slots[1] … pieces[-1]`, the answers within, and what is not written."""
+
+    pieces: list[str]
+    slots: list[Slot]
+    answers: list[Answer] = field(default_factory=list)
+    dropped: list[Slot] = field(default_factory=list)
+
+    def align(self, text: str, texts: dict[Slot, str]) -> tuple[list[int], list[tuple[int, int]]] | None:
+        """Positions of the pieces and spans of the slots in `text`, or None if `text` does not read that way."""
+        if not text.startswith(self.pieces[0]):
+            return None
+        positions, spans, at = [0], [], len(self.pieces[0])
+        for i, slot in enumerate(self.slots):
+            following = self.pieces[i + 1]
+            for variant in _variants(texts[slot]):
+                end = at + len(variant)
+                if text.startswith(variant, at) and text.startswith(following, end):
+                    break
+            else:
+                return None
+            spans.append((at, end))
+            positions.append(end)
+            at = end + len(following)
+        return (positions, spans) if at == len(text) else None
+
+
+def _variants(text: str) -> list[str]:
+    """The text as templates write it: as it is, trimmed in some way, or without the thought in front."""
+    variants = [text]
+    if text != text.strip():
+        variants += [
+            text.strip(),
+            text.lstrip(),
+            text.rstrip(),
+            text.strip("\n"),
+            text.lstrip("\n"),
+            text.rstrip("\n"),
+        ]
+    if "</think>" in text:
+        answer = text.split("</think>")[-1]
+        variants += [answer, answer.strip(), answer.lstrip("\n")]
+    return variants
+
+
+def outline(messages: Sequence[Message], split_thoughts: bool) -> tuple[list[Message], dict[Slot, str]]:
+    """The conversation with a private-use character for every text, and the texts.
+
+    `split_thoughts`: the template knows `reasoning_content` and takes a thought in front of an answer apart itself; do
+    the same here, since it cannot find `</think>` in a single character.
+    """
+    skeleton, texts = [], {}
+    for i, message in enumerate(messages):
+        bare = dict(message)
+        content = bare.get("content")
+        whole = message["role"] == "assistant" and not isinstance(bare.get("reasoning_content"), str)
+        if split_thoughts and whole and content and "</think>" in content:
+            thought, bare["content"] = content.split("</think>")[0], content.split("</think>")[-1].lstrip("\n")
+            bare["reasoning_content"] = thought.rstrip("\n").split("<think>")[-1].lstrip("\n")
+        for j, name in enumerate(FIELDS):
+            if text := bare.get(name):
+                slot = chr(_FIRST + 2 * i + j)
+                texts[Slot(i, name)] = text
+                # Qwen templates ask whether a user message is a tool's response in disguise.
+                disguised = text.startswith(_TOOL_RESPONSE[0]) and text.endswith(_TOOL_RESPONSE[1])
+                bare[name] = slot.join(_TOOL_RESPONSE) if disguised else slot
+        skeleton.append(bare)
+    return skeleton, texts
+
+
+def shape(skeleton: Sequence[Message]) -> Any:
+    """A hashable key, equal for conversations whose layout is the same."""
+    if all(len(message) == 2 for message in skeleton):
+        return tuple((message["role"], message["content"]) for message in skeleton)
+    return json.dumps(skeleton, ensure_ascii=False, default=str)
+
+
+def _parse(text: str) -> tuple[list[str], list[Slot]]:
+    text = re.sub(f"{_TOOL_RESPONSE[0]}({_SLOT.pattern[1:-1]}){_TOOL_RESPONSE[1]}", r"\1", text)
+    parts = _SLOT.split(text)
+    numbers = [ord(mark) - _FIRST for mark in parts[1::2]]
+    return parts[0::2], [Slot(number // 2, FIELDS[number % 2]) for number in numbers]
+
+
+def _shared(a: str, b: str) -> str:
+    """What both texts begin with."""
+    length = min(len(a), len(b))
+    return a[: next((i for i in range(length) if a[i] != b[i]), length)]
+
+
+class LayoutBuilder:
+    """Finds the layout of conversations of one chat template.
+
+    `controls` matches the tokenizer's control tokens, `special` those of them that are special, `eos` is the text of
+    its end-of-sequence token.
+    """
+
+    def __init__(self, render: Render, controls: re.Pattern[str], special: re.Pattern[str], eos: str) -> None:
+        self._controls, self._special = controls, special
+        user, answer = {"role": "user", "content": chr(_FIRST)}, {"role": "assistant", "content": chr(_FIRST + 2)}
+        after = {"role": "user", "content": chr(_FIRST + 4)}
+        last = _parse(render([user, answer], False))[0][-1]
+        first, self.header, between, _ = _parse(render([user, answer, after], False))[0]
+        prompt = _parse(render([user], True))[0][-1]
+        own = _shared(last, between)
+        self.own_words = first + prompt + between
+        leading = controls.match(own, len(own) - len(own.lstrip()))
+        self.end_mark: str | None = leading[0] if leading else own.strip() or None
+        # Without an end mark, the mark of the next role is what the model writes to stop.
+        following = controls.match(between.lstrip())
+        self.role_mark = following[0] if following and not self.end_mark else None
+        self._marks = [mark for mark in {self.end_mark, eos} if mark]
+        tail = _parse(render([user], False))[0][-1]
+        self._generation = prompt[len(tail) :] if prompt.startswith(tail) else ""
+
+    def build(self, skeleton: list[Message], render: Render, generation: bool) -> Layout:
+        """The layout of a conversation (`render` knows its tools); with `generation`, of the prompt for an answer."""
+        pieces, slots = _parse(render(skeleton, generation))
+        written = {slot.message for slot in slots}
+        dropped = [
+            Slot(i, "content")
+            for i, message in enumerate(skeleton)
+            if message.get("content") and Slot(i, "content") not in slots
+        ]
+        if generation:
+            return Layout(pieces, slots, [], dropped)
+        answers = []
+        for k, message in enumerate(skeleton):
+            silent = not any(message.get(name) for name in FIELDS)
+            if message["role"] == "assistant" and (k in written or silent):
+                answers.append(self._answer(skeleton, k, pieces, slots, render))
+        return Layout(pieces, slots, answers, dropped)
+
+    def _answer(self, skeleton: list[Message], k: int, pieces: list[str], slots: list[Slot], render: Render) -> Answer:
+        own_slots = [i for i, slot in enumerate(slots) if slot.message == k]
+        before = [i for i, slot in enumerate(slots) if slot.message < k]
+        header = own_slots[0] if own_slots else before[-1] + 1 if before else 0
+        begin = self._begin(skeleton[:k], pieces[header], bool(own_slots), render)
+        piece = own_slots[-1] + 1 if own_slots else header
+        offset = 0 if own_slots else begin
+        # What the template writes after the answer even if nothing follows, is the answer's own.
+        alone = _parse(render(skeleton[: k + 1], False))[0][-1]
+        own = _shared(alone, pieces[piece])
+        end, closed = self._end(own, pieces[piece], offset)
+        return Answer(k, Mark(header, begin), Mark(piece, end), closed)
+
+    def _begin(self, before: list[Message], header: str, has_slot: bool, render: Render) -> int:
+        """Where in the piece in front of an answer the generation prompt ends."""
+        try:
+            prompt = _parse(render(before, True))[0][-1] if before else None
+        except ValueError:  # many templates refuse a conversation that does not begin with a user
+            prompt = None
+        if prompt is not None and header.startswith(prompt):
+            return len(prompt)
+        if prompt is not None and has_slot and prompt.startswith(header):
+            return len(header)  # the prompt goes further, as where it closes an empty thought
+        if self._generation and (at := header.rfind(self._generation)) >= 0:
+            return at + len(self._generation)
+        if has_slot:
+            return len(header)
+        raise ValueError(f"cannot tell where an empty answer begins in the chat template's words {header!r}")
+
+    def _end(self, own: str, piece: str, offset: int) -> tuple[int, bool]:
+        """Where in the piece after an answer its last token ends, and whether that is an end-of-turn mark."""
+        ends = [at + len(mark) for mark in self._marks if (at := own.find(mark, offset)) >= 0]
+        if ends:
+            return min(ends), True
+        if special := self._special.search(own, offset):
+            return special.end(), True
+        if offset + len(own[offset:].rstrip()) > offset:  # a tool call that nothing ends
+            return len(own.rstrip()), False
+        spaces = len(piece) - len(piece[offset:].lstrip())
+        if self.role_mark and piece.startswith(self.role_mark, spaces):
+            return spaces + len(self.role_mark), True
+        return offset, False

@@ -1,0 +1,397 @@
+"""`Renderer`: messages to ids, loss mask, generation prompt, preference pair, at any maximal length."""
+
+import logging
+import re
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from template import TEMPLATES
+
+from .encoding import Encoder, Span, reveal, shield
+from .fitting import Truncation, exchanges, shorten
+from .layout import Layout, LayoutBuilder, Message, outline, shape
+
+logger = logging.getLogger(__name__)
+_MAX_LAYOUTS = 4096
+
+
+class Region(NamedTuple):
+    """An answer, `start:end` in the text, the end-of-turn mark included if it is `closed` by one."""
+
+    start: int
+    end: int
+    message: int
+    closed: bool
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A conversation as the model reads it.
+
+    `mask[i]` is 1 where the assistant wrote `input_ids[i]`. Token i stands at `starts[i]:ends[i]` of `text`.
+    `contents` are the texts of the messages, `answers` what the assistant writes (no header, but the end token).
+    """
+
+    text: str
+    input_ids: list[int]
+    mask: list[int]
+    starts: list[int]
+    ends: list[int]
+    contents: tuple[Span, ...]
+    answers: tuple[Region, ...]
+
+    def needed(self) -> int:
+        """Number of tokens up to the last learned one; all of them if none is learned (a prompt)."""
+        return len(self.mask) - self.mask[::-1].index(1) if 1 in self.mask else len(self.mask)
+
+
+class Pair(NamedTuple):
+    """Ids of a prompt and of the answers that may follow it, each ending with its end token unless it was cut."""
+
+    prompt_ids: list[int]
+    completion_ids: list[list[int]]
+
+
+class Renderer:
+    """Renders conversations with the chat template of `tokenizer`.
+
+    `enable_thinking` is handed to the template if given. Layouts of conversations of the same shape are kept, so a
+    later change of `tokenizer.chat_template` needs a new renderer.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, enable_thinking: bool | None = None) -> None:
+        name = type(tokenizer).__name__
+        if not tokenizer.is_fast:
+            raise ValueError(f"{name} is a slow tokenizer: one with a tokenizer.json is needed (positions of tokens)")
+        if not tokenizer.chat_template:
+            raise ValueError(
+                f"the tokenizer has no chat template: choose one with --template_name ({', '.join(TEMPLATES)})"
+            )
+        if tokenizer.eos_token_id is None:
+            raise ValueError("the tokenizer has no eos token, so no answer could end: set eos_token in its config")
+        self.tokenizer = tokenizer
+        self.enable_thinking = enable_thinking
+        self._options = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
+        template = tokenizer.get_chat_template()
+        self._splits_thoughts = "reasoning_content" in template
+        self._encoder = Encoder(tokenizer, template)
+        special = "|".join(re.escape(token) for token in tokenizer.all_special_tokens)
+        self._builder = LayoutBuilder(
+            lambda messages, generation: self._write(messages, None, generation),
+            self._encoder.pattern,
+            re.compile(special),
+            tokenizer.eos_token,
+        )
+        self._encoder.set_structural(self._builder.own_words)
+        marks = "|".join(re.escape(mark) for mark in {self._builder.end_mark} if mark)
+        self._shielded = re.compile("|".join(p for p in (self._encoder.pattern.pattern, marks) if p))
+        self._layouts: dict[Any, Layout] = {}
+        self._warned: set[str] = set()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Renderer, (self.tokenizer, self.enable_thinking)  # the same bytes whatever was rendered before
+
+    # ---- what callers use
+
+    def render(self, messages: Sequence[Message], tools: list[dict] | None = None) -> Rendered:
+        """The whole conversation. The ids are those of `tokenizer.apply_chat_template(messages, tools=tools)`.
+
+        Except that control tokens spelled out in a message are tokenized as ordinary text.
+        """
+        return self._render(messages, tools, generation=False)
+
+    def prompt(
+        self, messages: Sequence[Message], tools: list[dict] | None = None, max_length: int | None = None
+    ) -> list[int]:
+        """Ids of the conversation up to and with the header of the answer to come, at most `max_length` of them."""
+        built, _, _ = shorten(messages, max_length, lambda kept: self._render(kept, tools, generation=True))
+        if max_length is not None and len(built.input_ids) > max_length:
+            raise ValueError(
+                f"max_length {max_length} is too short: the template and the system prompt alone take "
+                f"{len(built.input_ids)} tokens"
+            )
+        return built.input_ids
+
+    def fit(
+        self, messages: Sequence[Message], max_length: int | None, tools: list[dict] | None = None
+    ) -> tuple[Rendered | None, Truncation]:
+        """The conversation for training, in at most `max_length` tokens, and what it lost.
+
+        What follows the last answer is left out: nothing is learned there. If too long, first the oldest exchanges go,
+        then the beginning of the last question, then the end of the answer, which then has no end token. A header is
+        never cut from its answer. None if no learned token fits. Where the template does not end the last answer
+        (ChatGLM3), the eos token is added, or the model would never learn to stop.
+        """
+        messages = list(messages)
+        while messages and messages[-1].get("role") != "assistant":
+            messages.pop()
+        if not messages:
+            return None, Truncation(left_out=True)
+        built: list[Rendered] = []
+
+        def build(kept: list[Message]) -> Rendered:
+            built.append(self._close(self._render(kept, tools, generation=False)))
+            return built[-1]
+
+        rendered, dropped, cut = shorten(messages, max_length, build)
+        if max_length is not None:
+            rendered = _cut_end(rendered, max_length)
+        learned, total = sum(rendered.mask), sum(built[0].mask)
+        truncation = Truncation(
+            exchanges=len(exchanges(messages)[1]),
+            exchanges_dropped=dropped,
+            prompt_tokens=len(built[0].mask) - total,
+            prompt_tokens_cut=cut,
+            answer_tokens=total,
+            answer_tokens_lost=max(total - learned, 0),
+            left_out=not learned,
+        )
+        return (rendered if learned else None), truncation
+
+    def pair(
+        self,
+        prompt: Sequence[Message],
+        completions: Sequence[Sequence[Message]],
+        max_length: int | None = None,
+        tools: list[dict] | None = None,
+    ) -> tuple[Pair | None, Truncation]:
+        """Ids of one prompt and of each of its answers (chosen, rejected, …), and what they lost.
+
+        Every answer is one assistant message. All share the prompt, so all lose the same exchanges where one of them
+        is too long. Prompt and answer together are the ids of `render` of the whole. None if an answer has no room.
+        """
+        for completion in completions:
+            if [message.get("role") for message in completion] != ["assistant"]:
+                got = [message.get("role") for message in completion]
+                raise ValueError(f"a completion is one message of role assistant, got roles {got}")
+        built: list[tuple[list[Rendered], int]] = []
+
+        def build(kept: list[Message]) -> Rendered:
+            built.append(self._with_answers(kept, completions, tools))
+            return max(built[-1][0], key=Rendered.needed)
+
+        _, dropped, cut = shorten(prompt, max_length, build)
+        whole, first = built[-1]
+        if max_length is not None:
+            whole = [_cut_end(one, max_length) for one in whole]
+        answers = [one.input_ids[first : one.needed()] for one in whole]
+        total = sum(one.needed() - built[0][1] for one in built[0][0])
+        truncation = Truncation(
+            exchanges=len(exchanges(prompt)[1]),
+            exchanges_dropped=dropped,
+            prompt_tokens=built[0][1],
+            prompt_tokens_cut=cut,
+            answer_tokens=total,
+            answer_tokens_lost=total - sum(map(len, answers)),
+            left_out=not all(answers),
+        )
+        return (Pair(whole[0].input_ids[:first], answers) if all(answers) else None), truncation
+
+    @property
+    def stop_token_ids(self) -> list[int]:
+        """Tokens at which generation ends: eos and the template's end-of-turn token, where that is another."""
+        marks = (self._builder.end_mark, self._builder.role_mark)
+        ids = [id_ for id_, content in self._encoder.controls.items() if content in marks]
+        return list(dict.fromkeys([self.tokenizer.eos_token_id, *ids]))
+
+    @property
+    def stop_strings(self) -> list[str]:
+        """Texts at which generation ends, beyond `stop_token_ids`."""
+        jinja = self.tokenizer.get_chat_template()
+        named = [text for known in TEMPLATES.values() if jinja.endswith(known.jinja) for text in known.stop_strings]
+        mark = self._builder.end_mark
+        tokens = set(self._encoder.controls.values())
+        texts = [text for text in [mark, *named] if text and text not in tokens and text in self._builder.own_words]
+        return list(dict.fromkeys(texts))
+
+    def colour(self, rendered: Rendered) -> str:
+        """The text with what is learned in green, for a terminal."""
+        parts, learned = [], 0
+        for i, on in enumerate(rendered.mask):
+            if on != learned:
+                parts.append("\033[32m" if on else "\033[0m")
+                learned = on
+            parts.append(
+                rendered.text[rendered.starts[i] : rendered.starts[i + 1] if i + 1 < len(rendered.mask) else None]
+            )
+        return "".join(parts) + ("\033[0m" if learned else "")
+
+    # ---- how it is done
+
+    def _write(self, messages: list[Message], tools: list[dict] | None, generation: bool) -> str:
+        try:
+            return self.tokenizer.apply_chat_template(
+                messages, tools=tools, tokenize=False, add_generation_prompt=generation, **self._options
+            )
+        except (TemplateError, TypeError, KeyError, IndexError, AttributeError) as error:
+            roles = ", ".join(str(message.get("role")) for message in messages)
+            raise ValueError(f"the chat template refuses the conversation ({roles}): {error}") from error
+
+    def _render(
+        self, messages: Sequence[Message], tools: list[dict] | None, generation: bool, cuts: Sequence[int] = ()
+    ) -> Rendered:
+        _check(messages)
+        hidden: list[str] = []
+        if tools or any(len(message) > 2 for message in messages):
+            tools = shield(tools, self._shielded, hidden)
+            messages = [
+                {
+                    key: value
+                    if key in ("role", "content", "reasoning_content")
+                    else shield(value, self._shielded, hidden)
+                    for key, value in message.items()
+                }
+                for message in messages
+            ]
+        text = self._write(list(messages), tools or None, generation)
+        for split in (True, False) if self._splits_thoughts else (False,):
+            skeleton, texts = outline(messages, split)
+            layout = self._layout(skeleton, tools, generation)
+            if (aligned := layout.align(text, texts)) is not None:
+                return self._assemble(text, layout, aligned, messages, hidden, cuts)
+        raise ValueError(
+            "cannot tell the chat template's own words from those of the messages: it changes the messages in a way "
+            f"that is not understood. Template wrote {text[:400]!r}"
+        )
+
+    def _layout(self, skeleton: list[Message], tools: list[dict] | None, generation: bool) -> Layout:
+        key = (shape(skeleton), generation, repr(tools) if tools else None)
+        if key not in self._layouts:
+            if len(self._layouts) >= _MAX_LAYOUTS:
+                self._layouts.clear()
+            layout = self._builder.build(
+                skeleton, lambda messages, prompt: self._write(messages, tools or None, prompt), generation
+            )
+            self._layouts[key] = layout
+            for slot in layout.dropped:
+                self._warn(f"the chat template does not write the message of role {skeleton[slot.message]['role']}")
+        return self._layouts[key]
+
+    def _assemble(
+        self,
+        text: str,
+        layout: Layout,
+        aligned: tuple[list[int], list[tuple[int, int]]],
+        messages: Sequence[Message],
+        hidden: list[str],
+        cuts: Sequence[int],
+    ) -> Rendered:
+        positions, spans = aligned
+        contents = [
+            Span(start, end, slot.message, messages[slot.message]["role"] == "assistant")
+            for (start, end), slot in zip(spans, layout.slots, strict=True)
+        ]
+        answers = [
+            Region(
+                positions[answer.begin.piece] + answer.begin.offset,
+                positions[answer.end.piece] + answer.end.offset,
+                answer.message,
+                answer.closed,
+            )
+            for answer in layout.answers
+        ]
+        forbidden = contents
+        if hidden:
+            text, gained = reveal(text, hidden)
+
+            def moved(at: int) -> int:
+                return at + sum(length for place, length in gained if place < at)
+
+            contents = [span._replace(start=moved(span.start), end=moved(span.end)) for span in contents]
+            answers = [region._replace(start=moved(region.start), end=moved(region.end)) for region in answers]
+            names = [Span(moved(place), moved(place) + length + 1, -1, False) for place, length in gained]
+            forbidden = sorted([*contents, *names])
+        encoding = self._encoder.encode(text, forbidden, cuts)
+        mask = [0] * len(encoding.ids)
+        for region in answers:
+            first = _first_token(text, encoding.starts, encoding.ends, region)
+            last = bisect_left(encoding.starts, region.end)
+            mask[first:last] = [1] * (last - first)
+        return Rendered(text, encoding.ids, mask, encoding.starts, encoding.ends, tuple(contents), tuple(answers))
+
+    def _close(self, rendered: Rendered) -> Rendered:
+        """With the eos token after the last answer, if the template wrote nothing that ends it."""
+        if not rendered.answers or rendered.answers[-1].closed:
+            return rendered
+        end = rendered.answers[-1].end
+        kept, eos = bisect_left(rendered.starts, end), self.tokenizer.eos_token
+        return replace(
+            rendered,
+            text=rendered.text[:end] + eos,
+            input_ids=[*rendered.input_ids[:kept], self.tokenizer.eos_token_id],
+            mask=[*rendered.mask[:kept], 1],
+            starts=[*rendered.starts[:kept], end],
+            ends=[*rendered.ends[:kept], end + len(eos)],
+        )
+
+    def _with_answers(
+        self, prompt: list[Message], completions: Sequence[Sequence[Message]], tools: list[dict] | None
+    ) -> tuple[list[Rendered], int]:
+        """The prompt with each of the answers, and at which token, the same in all, the answer begins."""
+
+        def whole(cuts: Sequence[int]) -> list[Rendered]:
+            return [self._close(self._render([*prompt, *answer], tools, False, cuts)) for answer in completions]
+
+        built = whole(())
+        if any(not one.answers or one.answers[-1].message != len(prompt) for one in built):
+            raise ValueError("the chat template does not write the answer of a pair")
+        start = min(one.answers[-1].start for one in built)
+        if len({one.text[:start] for one in built}) > 1:
+            raise ValueError("the chat template writes the prompt differently for the answers of a pair")
+        for one in built:
+            first = bisect_left(one.starts, start)
+            if one.input_ids[:first] != built[0].input_ids[:first] or (first and one.ends[first - 1] > start):
+                # A token spans the end of the prompt: separate there, as it is when the model generates.
+                return (cut := whole([start])), bisect_left(cut[0].starts, start)
+        return built, bisect_left(built[0].starts, start)
+
+    def _warn(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            logger.warning("%s: the model does not see it", message)
+
+
+def _check(messages: Sequence[Message]) -> None:
+    if not messages:
+        raise ValueError("a conversation needs at least one message")
+    for i, message in enumerate(messages):
+        content = message.get("content")
+        if not isinstance(message.get("role"), str) or not (content is None or isinstance(content, str)):
+            raise ValueError(f"messages[{i}]: expected a role and a text as content, got {message!r:.200}")
+
+
+def _first_token(text: str, starts: list[int], ends: list[int], region: Region) -> int:
+    """Index of the first token of an answer.
+
+    A token that begins in the header belongs to the answer if it carries more of it than spaces: `: A` as `:`, ` A`.
+    """
+    first = bisect_left(starts, region.start)
+    if first and ends[first - 1] > region.start and text[region.start : ends[first - 1]].strip():
+        first -= 1
+    return first
+
+
+def _cut_end(rendered: Rendered, max_length: int) -> Rendered:
+    """The first `max_length` tokens; fewer where those end within a character or with a header without its answer."""
+    if len(rendered.input_ids) <= max_length:
+        return rendered
+    kept = max_length
+    if rendered.needed() > max_length:
+        while kept and (not rendered.mask[kept - 1] or rendered.starts[kept] < rendered.ends[kept - 1]):
+            kept -= 1
+    end = rendered.ends[kept - 1] if kept else 0
+    return replace(
+        rendered,
+        text=rendered.text[:end],
+        input_ids=rendered.input_ids[:kept],
+        mask=rendered.mask[:kept],
+        starts=rendered.starts[:kept],
+        ends=rendered.ends[:kept],
+        contents=tuple(span._replace(end=min(span.end, end)) for span in rendered.contents if span.start < end),
+        answers=tuple(region._replace(end=min(region.end, end)) for region in rendered.answers if region.start < end),
+    )
