@@ -1,0 +1,202 @@
+"""What does a reply answer? The text after the thinking, and the letters or the quantity that it settles on.
+
+Training (`rewards`) and evaluation (`evaluate_metrics.py`) read and judge answers here, so that they cannot drift
+apart. A reply may state several conclusions; the last explicit one counts.
+"""
+
+import re
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from medical_qwen import quantities
+from medical_qwen.quantities import Quantity
+
+CHOICE_HINT = "请只选出正确选项，并在最后一行写：答案：选项字母"
+NUMBER_HINT = "请写出计算过程，并在最后一行写：答案：数值"
+
+_LETTERS = "ABCDEFGH"
+_RESTATED = "\x01"  # stands behind a letter whose option text followed it
+
+_THINKING = re.compile(r"<think>.*?</think>", re.DOTALL)
+_ANSWER_TAG = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.DOTALL)
+_BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
+_MARKUP = re.compile(r"\\(?:text|mathrm|mathbf|textbf|rm)\b\s*|[*`${}_]")
+
+_CHOICE_CUE = (
+    r"(?:答案[\]】]?\s*(?:应该|应当|应|就|只能)?\s*(?:是|为|选择|选)?|正确的?选项\s*(?:是|为)?|而是|应为|应该是|应是"
+    r"|(?<!不)(?<!不应)(?<!不应该)(?<!不能)(?<!不该)(?<!不要)(?<!不可)(?<!不会)(?<!没有)(?<!勿)(?<!误)选(?!项)择?(?:的是|是|为)?"
+    r"|(?i:\b(?:answers?|correct\s+(?:option|choice)s?)\s*(?:is|are|would\s+be|should\s+be|must\s+be|[:=-])"
+    r"|(?<!not\s)(?<!n't\s)\b(?:choose|select|pick)\b))"
+    r"\s*[:=]?\s*(?:选项|(?i:(?:option|choice|letter)s?\b))?\s*:?\s*"
+)
+_DENIED = re.compile(
+    r"\s*(?:选项|项)?\s*(?:均|都|是|就|为)*\s*(?:错|不对|不正确|不符|不合|不选|不是|不成立|(?i:(?:is|are)\s+(?:not|wrong|incorrect)))"
+)
+_AFFIRMED = (
+    r"\s*(?:选项|项)?\s*(?:是|为|最)?(?:正确|符合|合适|恰当|准确)|\s+(?i:is\s+(?:the\s+)?(?:correct|right|best))"
+)
+
+_STRONG_CUE = re.compile(
+    r"(?:答案|结果|结论)[\]】]?\s*(?:应该|应当|应)?(?:约|大约)?(?:是|为|[:=≈])|(?i:\b(?:answer|result)\s*(?:is|[:=]))|####"
+)
+_WEAK_CUE = re.compile(r"因此|所以|综上|最终|故|(?i:\b(?:therefore|thus|hence|so|finally)\b)")
+_SENTENCE_END = re.compile(r"[。;!?！？；\n]|\.(?=\s|$)")
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What was read from a reply (None: nothing readable), and whether that is the gold answer."""
+
+    read: str | None
+    right: bool
+
+
+def strip_thinking(text: str) -> str:
+    """The answer alone: what is left of `text` without its `<think>` blocks.
+
+    Halves of a block count as well: of a reply that began inside a block which the prompt had opened
+    (`… </think> answer`), and of one that was cut off while thinking (`<think> …`: nothing is left, no answer came).
+    """
+    return _THINKING.sub("", text).rpartition("</think>")[2].partition("<think>")[0].strip()
+
+
+def choice_prompt(question: str, options: Mapping[str, str | None]) -> str:
+    """An exam question as it is asked in training and in evaluation."""
+    lines = [f"{letter}. {text}" for letter, text in options.items() if text is not None]
+    return "\n".join([question, *lines, CHOICE_HINT])
+
+
+def number_prompt(question: str, unit: str | None) -> str:
+    """A calculation as it is asked in training and in evaluation."""
+    return f"{question}\n{NUMBER_HINT}{f'（单位：{unit}）' if unit else ''}"
+
+
+def judge_choice(reply: str, answer: str | None, options: Mapping[str, str | None] | None = None) -> Judgement | None:
+    """Whether a reply chooses exactly the letters of `answer`. None where `answer` is not option letters."""
+    if options is not None and not isinstance(options, Mapping):
+        raise ValueError(f"options: expected {{letter: text}}, got {str(options)[:60]}")
+    gold = re.sub(r"[\s,、，;；/]", "", unicodedata.normalize("NFKC", str(answer or ""))).upper()
+    known = "".join(letter for letter, text in options.items() if text is not None) if options else _LETTERS
+    if not gold or not set(gold) <= set(known):
+        return None
+    read = read_choice(reply, options)
+    return Judgement(read, read == "".join(sorted(set(gold))))
+
+
+def judge_number(
+    reply: str, answer: str | float | None, unit: str | None = None, tolerance: float | None = None
+) -> Judgement | None:
+    """Whether a reply comes to the quantity or the date `answer`. None where `answer` is neither.
+
+    Args:
+        answer: a number, `"12.5"`, `"12.5 mg"`, `"2024-05-01"`, or a worked solution that ends with `#### 12.5`.
+        unit: of `answer`. A reply in another unit of the same kind is converted; a reply without a unit is taken to
+            be in the unit that was asked for.
+        tolerance: largest relative error, default 1e-6.
+    """
+    if tolerance is not None and (isinstance(tolerance, bool | str) or not 0 <= tolerance < 1):
+        raise ValueError(f"tolerance: expected a relative error from 0 to below 1, got {tolerance!r}")
+    if due := quantities.gold_date(answer):
+        dates = quantities.find_dates(_conclusion(reply, quantities.find_dates)[0])
+        return Judgement(str(dates[-1]) if dates else None, bool(dates) and dates[-1] == due)
+    gold = quantities.gold_quantity(answer, unit)
+    if gold is None:
+        return None
+    read = read_quantity(reply, gold.unit)
+    return Judgement(read and str(read), read is not None and quantities.same(read, gold, tolerance))
+
+
+def read_choice(reply: str, options: Mapping[str, str | None] | None = None) -> str | None:
+    """The option letters that a reply settles on, sorted (`"AC"`), or None.
+
+    In this order: what is in `<answer>`; the last of 答案：C, 选C, `\\boxed{C}`, "the answer is C", …; the last **C**;
+    the last "C正确"; a whole reply, first or last line that is just letters; a reply that is the text of one option.
+    """
+    given = {k: _normal(text) for k, text in (options or {}).items() if text is not None and str(text).strip()}
+    text = unicodedata.normalize("NFKC", _last_answer_tag(strip_thinking(reply)))
+    letters = _letter_set("".join(options) if options else _LETTERS)
+    bold = [found[1] for found in re.finditer(rf"\*\*\s*({letters})\s*[.、。:]?\s*\*\*", text)]
+    text = _with_letters(_MARKUP.sub("", _BOXED.sub(r"答案:\1。", text)), given)
+    stated = [
+        found[1] for found in re.finditer(rf"{_CHOICE_CUE}({letters})", text) if not _DENIED.match(text, found.end())
+    ]
+    affirmed = [found[1] for found in re.finditer(rf"({letters})(?:{_AFFIRMED})", text)]
+    for found in (stated, bold, affirmed, _bare_letters(text, letters)):
+        if found:
+            return "".join(sorted(set(re.findall(r"[A-Z]", found[-1]))))
+    same = [letter for letter, option in given.items() if option.rstrip(" .。") == text.strip().rstrip(" .。")]
+    return same[0] if len(same) == 1 else None
+
+
+def read_quantity(reply: str, unit: str = "") -> Quantity | None:
+    """The quantity that a reply settles on, or None. `unit` is the one that was asked for: it tells the answer from
+    the other numbers of a sentence."""
+
+    def fitting(text: str) -> list[Quantity]:
+        return quantities.fitting(quantities.find_quantities(text, unit), unit)
+
+    scope, first = _conclusion(reply, fitting)
+    outside = re.sub(r"\([^()]*\)", " ", scope)
+    scope = outside if fitting(outside) else scope
+    if first:
+        right_side = re.split(r"(?<![<>!])=|≈|等于", scope)[-1]
+        scope = right_side if fitting(right_side) else scope
+    found = fitting(scope)
+    return (found[0] if first else found[-1]) if found else None
+
+
+def _normal(text: str) -> str:
+    return _MARKUP.sub("", unicodedata.normalize("NFKC", str(text))).strip()
+
+
+def _last_answer_tag(text: str) -> str:
+    tagged = _ANSWER_TAG.findall(text)
+    return tagged[-1].strip() if tagged else text
+
+
+def _letter_set(letters: str) -> str:
+    """Pattern of one or several option letters: C, (C), AC, A、C, A and C, A. text; C. text."""
+    one = rf"\(?[{letters}]\)?{_RESTATED}?"
+    between = rf"(?:(?<={_RESTATED})[\s;,、。.]*|[ \t]*(?:[,、和与及&+/;]|以及|and\b)?[ \t]*)"
+    return rf"(?<![A-Za-z0-9]){one}(?:{between}{one})*(?![A-Za-z0-9])"
+
+
+def _with_letters(text: str, options: Mapping[str, str]) -> str:
+    """`A. text of A` becomes a marked A, and so does the bare text of A behind a cue."""
+    for letter, option in sorted(options.items(), key=lambda item: -len(item[1])):
+        text = re.sub(
+            rf"(?<![A-Za-z0-9])({letter}\)?)\s*[.、:,]*\s*{re.escape(option)}(?!\d)", rf"\1{_RESTATED}", text
+        )
+        if not re.fullmatch(_letter_set(_LETTERS), option):
+            text = re.sub(rf"({_CHOICE_CUE}){re.escape(option)}(?!\w)", rf"\1{letter}{_RESTATED}", text)
+    return text
+
+
+def _bare_letters(text: str, letters: str) -> list[str]:
+    """Letters that are the whole reply, begin its first line or are its last line. A list of options is none."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        return []
+    if re.fullmatch(r"[a-h]", "".join(lines)):
+        lines = [lines[0].upper()]
+    only = rf"[(\[【\s]*({letters})[)\]】\s.。,、:;]*"
+    if len([line for line in lines if re.match(rf"{letters}\s*[.、:){_RESTATED}]", line)]) > 1:
+        return []
+    begins = rf"({letters})(?:[.、:)。,;]|$|(?<={_RESTATED}))"
+    found = re.fullmatch(only, lines[0]) or re.match(begins, lines[0]) or re.fullmatch(only, lines[-1])
+    return [found[1]] if found else []
+
+
+def _conclusion(reply: str, find) -> tuple[str, bool]:
+    """The part of a reply that states its result, and whether the result comes first there. In this order, if `find`
+    finds something: what follows the last boxed, 答案： or ####; the sentence of the last 因此 or "so"; all of it."""
+    answer = strip_thinking(reply)
+    tagged = _ANSWER_TAG.findall(answer)
+    text = quantities.normalise(_BOXED.sub(r"答案:\1 ", tagged[-1] if tagged else answer))
+    for cue, first in ((_STRONG_CUE, True), (_WEAK_CUE, False)):
+        for found in reversed(list(cue.finditer(text))):
+            sentence = _SENTENCE_END.split(text[found.end() :].lstrip(), maxsplit=1)[0]
+            if find(sentence):
+                return sentence, first
+    return text, bool(tagged)
