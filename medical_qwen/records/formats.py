@@ -1,0 +1,319 @@
+"""The layouts that published records have, each one small function from a row to a draft.
+
+A draft is a dict in the columns of one standard form, before roles are put in order and before the form that the
+caller wants is made of it (`forms`). To add a format: write the function and decorate it at its place in the order.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from .messages import Message, from_items, from_openai, from_sharegpt, stripped, text_of, tools_of
+from .problems import BadRecord, LeftOut, names, shown
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Format:
+    """`detect` looks at the columns of a row, and at content only where columns are not enough."""
+
+    name: str
+    form: str
+    columns: str  # what a row must have, in words
+    detect: Callable[[Row], bool]
+    convert: Callable[[Row], Row]
+
+
+FORMATS: dict[str, Format] = {}  # in order of detection
+
+QUESTIONS = ("question", "questions", "Question", "Open-ended Verifiable Question", "问", "ask", "prompt")
+ANSWERS = ("answer", "answers", "Answer", "Ground-True Answer", "答", "completion", "response")
+MESSAGE_LISTS = ("conversations", "conversation", "messages", "items")
+LETTERS = "ABCDEFGHIJ"
+
+
+def _format(name: str, form: str, columns: str, detect: Callable[[Row], bool]) -> Callable:
+    def register(convert: Callable[[Row], Row]) -> Callable[[Row], Row]:
+        FORMATS[name] = Format(name, form, columns, detect, convert)
+        return convert
+
+    return register
+
+
+def _first(row: Row, columns: tuple[str, ...]) -> str | None:
+    return next((column for column in columns if column in row), None)
+
+
+def _column(row: Row, columns: tuple[str, ...], expected: str) -> str:
+    if (column := _first(row, columns)) is None:
+        raise BadRecord(columns[0], expected, f"no such field (the record has {names(row)})")
+    return column
+
+
+def _list_of(row: Row, columns: tuple[str, ...], *keys: str) -> str | None:
+    """The column that holds a list of dicts with one of these keys."""
+    for column in columns:
+        items = row.get(column)
+        if isinstance(items, list) and items and isinstance(items[0], dict) and any(key in items[0] for key in keys):
+            return column
+    return None
+
+
+def _pair(row: Row) -> tuple[str, str] | None:
+    for chosen, rejected in (("chosen", "rejected"), ("response_chosen", "response_rejected"), ("chosen", "reject")):
+        if chosen in row or rejected in row:
+            return chosen, rejected
+    return None
+
+
+def _replies(row: Row) -> Row:
+    """`chosen` and `rejected` as message lists, from text, a message, or a list of them; and `margin`."""
+    found = {}
+    for name, column in zip(("chosen", "rejected"), _pair(row) or ("chosen", "rejected"), strict=True):
+        value = row.get(column)
+        if isinstance(value, dict):
+            value = [value]
+        if not isinstance(value, list):
+            found[name] = [{"role": "assistant", "content": text_of(row, column)}]
+        else:
+            found[name] = from_items(value, column)
+    if row.get("margin") is not None:
+        found["margin"] = row["margin"]
+    return found
+
+
+def _system(row: Row) -> list[Message]:
+    """The persona that stands beside the conversation."""
+    text = next((text for name in ("system", "system_prompt") if (text := text_of(row, name, ""))), "")
+    return [{"role": "system", "content": text}] if text else []
+
+
+def _history(row: Row) -> list[Message]:
+    pairs = row.get("history") or []
+    if not isinstance(pairs, list) or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
+        raise BadRecord("history", "a list of [question, answer]", shown(pairs))
+    messages = []
+    for number, pair in enumerate(pairs):
+        for role, text in zip(("user", "assistant"), pair, strict=True):
+            if not isinstance(text, str):
+                raise BadRecord(f"history[{number}]", "a question and an answer", shown(text))
+            messages.append({"role": role, "content": stripped(text)})
+    return messages
+
+
+def _user(text: str) -> Message:
+    return {"role": "user", "content": text}
+
+
+@_format(
+    "conversation-pair",
+    "preference",
+    "conversations, chosen, rejected",
+    lambda row: bool(_pair(row) and _list_of(row, MESSAGE_LISTS[:2], "from", "role")),
+)
+def _conversation_pair(row: Row) -> Row:
+    column = _column(row, MESSAGE_LISTS[:2], "a list of messages")
+    return {"prompt": _system(row) + from_items(row[column], column), **_replies(row), "tools": tools_of(row)}
+
+
+@_format(
+    "openai-pair",
+    "preference",
+    "chosen and rejected as lists of {role, content}",
+    lambda row: bool(_list_of(row, ("chosen",), "role") and _list_of(row, ("rejected",), "role")),
+)
+def _openai_pair(row: Row) -> Row:
+    replies = _replies(row)
+    chosen, rejected = replies["chosen"], replies["rejected"]
+    if isinstance(row.get("prompt"), list):
+        prompt = from_openai(row["prompt"], "prompt")
+    else:
+        shared = 0
+        while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
+            shared += 1
+        prompt, replies["chosen"], replies["rejected"] = chosen[:shared], chosen[shared:], rejected[shared:]
+        if not prompt:
+            prompt = [_user(text_of(row, "prompt"))]
+    return {"prompt": _system(row) + prompt, **replies, "tools": tools_of(row)}
+
+
+@_format(
+    "question-pair",
+    "preference",
+    "question, response_chosen (or chosen), response_rejected (or rejected); system and history if there are",
+    lambda row: "question" in row and _pair(row) is not None,
+)
+def _question_pair(row: Row) -> Row:
+    return {"prompt": [*_system(row), *_history(row), _user(text_of(row, "question"))], **_replies(row)}
+
+
+DIALOGUE = re.compile(r"\s*(Human|Assistant|prompter|assistant|人[类類]|助手)\s*[:：]")
+
+
+@_format(
+    "plain-pair",
+    "preference",
+    "prompt or instruction, chosen, rejected",
+    # a prompt that is a transcript has its own format
+    lambda row: (
+        bool(_pair(row))
+        and isinstance(text := row.get(_first(row, ("prompt", "instruction"))), str)
+        and not DIALOGUE.match(text)
+    ),
+)
+def _plain_pair(row: Row) -> Row:
+    column = _column(row, ("prompt", "instruction"), "text")
+    return {"prompt": [*_system(row), *_history(row), _user(_joined(row, column))], **_replies(row)}
+
+
+def _joined(row: Row, column: str) -> str:
+    """Instruction and input, a blank line between."""
+    extra = text_of(row, "input", "") if column == "instruction" else ""
+    return "\n\n".join(part for part in (text_of(row, column), extra.removeprefix("输入：")) if part)
+
+
+@_format(
+    "sharegpt",
+    "conversation",
+    "conversations: a list of {from, value}",
+    lambda row: _list_of(row, MESSAGE_LISTS, "from", "value") is not None and not _pair(row),
+)
+def _sharegpt(row: Row) -> Row:
+    column = _list_of(row, MESSAGE_LISTS, "from", "value") or _column(row, MESSAGE_LISTS, "a list of messages")
+    return {"messages": _system(row) + from_sharegpt(row[column], column), "tools": tools_of(row)}
+
+
+@_format(
+    "openai",
+    "conversation",
+    "messages: a list of {role, content}",
+    lambda row: _list_of(row, MESSAGE_LISTS, "role", "content") is not None and not _pair(row),
+)
+def _openai(row: Row) -> Row:
+    if row.get("label") is False:
+        raise LeftOut("answers marked as bad (label: false)")
+    column = _list_of(row, MESSAGE_LISTS, "role", "content") or _column(row, MESSAGE_LISTS, "a list of messages")
+    return {"messages": _system(row) + from_openai(row[column], column), "tools": tools_of(row)}
+
+
+def _options(row: Row) -> dict[str, str] | None:
+    """The options of a multiple-choice row by letter, from any of the layouts; None if it has none."""
+    options = row.get("option", row.get("options", row.get("Options", row.get("choices"))))
+    if options is None and {"A", "B"} <= row.keys():
+        options = {letter: row[letter] for letter in LETTERS if letter in row}
+    if isinstance(options, str):
+        lines = [line.strip() for line in options.splitlines() if line.strip()]
+        if not all(re.match(r"[A-J][\s.．、:：]", line) for line in lines):
+            return None
+        options = {line[0]: line[2:] for line in lines}
+    if isinstance(options, list):
+        if all(isinstance(item, dict) and {"key", "value"} <= item.keys() for item in options):
+            options = {item["key"]: item["value"] for item in options}
+        elif all(isinstance(item, str) for item in options):
+            options = dict(zip(LETTERS, options, strict=False))
+    if not isinstance(options, dict):
+        return None
+    return {letter: stripped(str(text)) for letter, text in options.items() if text is not None and str(text).strip()}
+
+
+def _letters(row: Row, options: dict[str, str]) -> str:
+    """The right letters, sorted, from letters in any spelling, an index, or the text of an option."""
+    column = _first(row, ("answer_idx", "answer", "Answer", "label"))
+    value = row.get(column) if column else None
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(options):
+        return list(options)[value]
+    text = " ".join(value) if isinstance(value, list) and all(isinstance(item, str) for item in value) else value
+    if isinstance(text, str) and text.strip():
+        letters = sorted(set(re.sub(r"[\s,，、;；|/]", "", text).upper()))
+        if set(letters) <= options.keys():
+            return "".join(letters)
+        matching = [letter for letter, option in options.items() if option == stripped(text)]
+        if len(matching) == 1:
+            return matching[0]
+    raise BadRecord(column or "answer", f"letters out of {''.join(options)}", shown(value))
+
+
+@_format(
+    "choice",
+    "choice",
+    "question, options (or columns A, B, …), answer",
+    lambda row: _first(row, ("question", "Question")) is not None and bool(_options(row)),
+)
+def _choice(row: Row) -> Row:
+    options = _options(row)
+    if not options or len(options) < 2:
+        raise BadRecord("options", "at least two options", shown(row.get("options")))
+    question = text_of(row, _column(row, ("question", "Question"), "text"))
+    return {"question": question, "options": options, "answer": _letters(row, options)}
+
+
+@_format(
+    "alpaca",
+    "conversation",
+    "instruction (and input), output; system and history if there are",
+    lambda row: (
+        not _pair(row)
+        and (
+            (isinstance(row.get("instruction"), str) and "instances" not in row)
+            or (isinstance(row.get("input"), str) and _first(row, ("output", "target")) is not None)
+        )
+    ),
+)
+def _alpaca(row: Row) -> Row:
+    output = _first(row, ("output", "response", "target"))
+    question = _user(_joined(row, "instruction" if "instruction" in row else "input"))
+    answer = [{"role": "assistant", "content": text_of(row, output)}] if output else []
+    return {"messages": [*_system(row), *_history(row), question, *answer]}
+
+
+@_format("prompt", "prompt", "prompt: a list of {role, content}", lambda row: bool(_list_of(row, ("prompt",), "role")))
+def _prompt(row: Row) -> Row:
+    model = row.get("reward_model")
+    gold = model.get("ground_truth") if isinstance(model, dict) else None
+    column = _first(row, ("answer", "solution", "ground_truth"))
+    if gold is None and column:
+        gold = text_of(row, column)
+    messages = from_openai(row[_column(row, ("prompt",), "a list of messages")], "prompt")
+    return {"prompt": messages, "answer": None if gold is None else str(gold), "tools": tools_of(row)}
+
+
+@_format(
+    "question-answer",
+    "qa",
+    "question, answer",
+    lambda row: (
+        isinstance(row.get(_first(row, QUESTIONS)), str | list)
+        and not (_list_of(row, ("prompt",), "role") or _pair(row) or _options(row))
+    ),
+)
+def _question_answer(row: Row) -> Row:
+    question = _one_text(row, _column(row, QUESTIONS, "text"))
+    title = text_of(row, "title", "") if "ask" in row else ""
+    if title and title not in question:
+        question = f"{title}\n{question}".strip()
+    answer = _first(row, ANSWERS)
+    return {"question": question, "answer": _one_text(row, answer) if answer else None}
+
+
+def _one_text(row: Row, column: str) -> str:
+    """Some sets nest paraphrases of one text in lists: the first one."""
+    value = row[column]
+    while isinstance(value, list) and value:
+        value = value[0]
+    return text_of({**row, column: value}, column)
+
+
+@_format(
+    "text",
+    "text",
+    "text",
+    lambda row: (
+        _first(row, ("text", "completion", "content", "raw_content")) is not None
+        and _first(row, (*QUESTIONS, "instruction", "chat", *MESSAGE_LISTS)) is None
+    ),
+)
+def _text(row: Row) -> Row:
+    column = _column(row, ("text", "completion", "content", "raw_content"), "text")
+    return {"text": text_of(row, column)}

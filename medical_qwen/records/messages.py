@@ -1,0 +1,192 @@
+"""Message lists: role names, tool calls, and the repairs that real conversations need."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from .problems import BadRecord, shown
+
+Message = dict[str, Any]
+
+ROLES = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "function_call": "assistant",
+    "tool": "tool",
+    "observation": "tool",
+    "function_response": "tool",
+}
+KEPT = ("tool_calls", "tool_call_id", "name", "reasoning_content")  # of an OpenAI message, beside role and content
+
+
+def stripped(text: str) -> str:
+    """Without blank edges. The indent of a first line of code stays."""
+    text = re.sub(r"\A(?:[^\S\n]*\n)+", "", text).rstrip()
+    return text if re.match(r"\t| {4}", text) else text.lstrip()
+
+
+def text_of(row: dict[str, Any], field: str, default: str | None = None) -> str:
+    """The text in a column. Numbers are written out; anything else is a BadRecord, and so is its absence without
+    a default."""
+    value = row.get(field)
+    if value is None and default is not None:
+        return default
+    if isinstance(value, str):
+        return stripped(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    if field not in row:
+        raise BadRecord(field, "text", f"no such field (the record has {', '.join(map(str, row))})")
+    raise BadRecord(field, "text", shown(value))
+
+
+def from_sharegpt(items: Any, field: str) -> list[Message]:
+    """Messages from a list of {from, value}."""
+    messages = []
+    for place, item in _items(items, field):
+        role, name = _role(item, "from", place)
+        value = item.get("value")
+        if name == "function_call":
+            messages.append({"role": "assistant", "content": "", "tool_calls": tool_calls(value, f"{place}.value")})
+        else:
+            messages.append({"role": role, "content": _content(value, f"{place}.value")})
+    return messages
+
+
+def from_openai(items: Any, field: str) -> list[Message]:
+    """Messages from a list of {role, content}; content may be a list of text parts."""
+    messages = []
+    for place, item in _items(items, field):
+        role, _ = _role(item, "role", place)
+        if "content" not in item and not item.get("tool_calls"):
+            raise BadRecord(f"{place}.content", "text", f"no such field (the message has {', '.join(map(str, item))})")
+        message = {"role": role, "content": _content(item.get("content"), f"{place}.content")}
+        message |= {key: item[key] for key in KEPT if item.get(key) not in (None, "", [])}
+        if "tool_calls" in message:
+            message["tool_calls"] = tool_calls(message["tool_calls"], f"{place}.tool_calls")
+        messages.append(message)
+    return messages
+
+
+def from_items(items: Any, field: str) -> list[Message]:
+    """Messages from either spelling."""
+    first = items[0] if isinstance(items, list) and items else None
+    return (from_sharegpt if isinstance(first, dict) and "from" in first else from_openai)(items, field)
+
+
+def tools_of(row: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """The `tools` column as a list of OpenAI function schemas, or None. It may be a JSON string."""
+    tools = row.get("tools")
+    if isinstance(tools, str):
+        tools = _json(tools, "tools", "a JSON list of tools") if tools.strip() else None
+    if tools in (None, []):
+        return None
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise BadRecord("tools", "a list of tools", shown(tools))
+    return [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
+
+
+def tool_calls(value: Any, field: str) -> list[dict[str, Any]]:
+    """Tool calls in OpenAI's layout, their arguments as an object, from one call or a list, decoded or not."""
+    expected = "a tool call {name, arguments}"
+    value = _json(value, field, expected) if isinstance(value, str) else value
+    calls = []
+    for call in value if isinstance(value, list) else [value]:
+        function = call.get("function", call) if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise BadRecord(field, expected, shown(value))
+        arguments = function.get("arguments", {})
+        if isinstance(arguments, str):
+            arguments = _json(arguments, f"{field}.arguments", "a JSON object") if arguments.strip() else {}
+        kept = {"id": call["id"]} if call.get("id") else {}
+        calls.append({"type": "function", **kept, "function": {"name": function["name"], "arguments": arguments}})
+    return calls
+
+
+def repaired(messages: Sequence[Message], repairs: Counter[str]) -> list[Message]:
+    """A conversation that begins with the user (after a system message) and whose neighbours have different roles.
+
+    What was changed is counted in `repairs`. Raises BadRecord for an empty message or a late system message.
+    """
+    merged = _merged(messages, repairs)
+    system = [message for message in merged[:1] if message["role"] == "system"]
+    turns = merged[len(system) :]
+    system = [message for message in system if message["content"]]
+    first_user = next((place for place, turn in enumerate(turns) if turn["role"] == "user"), len(turns))
+    if first_user:
+        repairs["turns before the first user turn dropped"] += 1
+        turns = turns[first_user:]
+    for place, turn in enumerate(turns):
+        if turn["role"] == "system":
+            raise BadRecord("messages.role", "system as the first message only", f"it at place {place + 1}")
+        if not turn["content"] and turn["role"] != "tool" and not turn.get("tool_calls"):
+            who = "an answer" if turn["role"] == "assistant" else "a question"
+            raise BadRecord(f"messages.{turn['role']}", who, "an empty one")
+    return system + turns
+
+
+def _merged(messages: Sequence[Message], repairs: Counter[str]) -> list[Message]:
+    merged: list[Message] = []
+    for message in messages:
+        last = merged[-1] if merged else None
+        if last is None or last["role"] != message["role"] or message["role"] == "tool" or last.get("tool_calls"):
+            if last and last.get("tool_calls") and message.get("tool_calls") and not message["content"]:
+                merged[-1] = last | {"tool_calls": last["tool_calls"] + message["tool_calls"]}
+            else:
+                merged.append(message)
+            continue
+        if not (message["content"] or message.get("tool_calls")) or not last["content"]:
+            # one of the two says nothing: an empty message is a fault, not a neighbour to merge with
+            raise BadRecord(f"messages.{message['role']}", "text", "an empty one beside another of its role")
+        content = "\n\n".join(part for part in (last["content"], message["content"]) if part)
+        merged[-1] = last | message | {"content": content}
+        repairs["neighbouring turns of one role merged"] += 1
+    return merged
+
+
+def _items(items: Any, field: str) -> list[tuple[str, dict[str, Any]]]:
+    if not isinstance(items, list) or not items:
+        raise BadRecord(field, "a list of messages", shown(items))
+    for place, item in enumerate(items):
+        if not isinstance(item, dict):
+            raise BadRecord(f"{field}[{place}]", "a message", shown(item))
+    return [(f"{field}[{place}]", item) for place, item in enumerate(items)]
+
+
+def _role(item: dict[str, Any], key: str, place: str) -> tuple[str, str]:
+    name = item.get(key)
+    role = ROLES.get(name.strip().lower()) if isinstance(name, str) else None
+    if role is None:
+        got = shown(name) if key in item else "no such field"
+        raise BadRecord(f"{place}.{key}", f"one of {', '.join(ROLES)}", got)
+    return role, name.strip().lower()
+
+
+def _content(value: Any, field: str) -> str:
+    if isinstance(value, list):
+        texts = [part.get("text", part.get("value")) if isinstance(part, dict) else part for part in value]
+        if not all(isinstance(text, str) for text in texts):
+            raise BadRecord(field, "text parts", shown(value))
+        value = "\n".join(texts)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise BadRecord(field, "text", shown(value))
+    return stripped(value)
+
+
+def _json(text: str, field: str, expected: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise BadRecord(field, expected, f"{shown(text)} ({error})") from error
