@@ -21,7 +21,7 @@ from trl import SFTConfig, SFTTrainer
 from medical_qwen.arguments import DataArguments, ModelArguments
 from medical_qwen.models import load_for_training, load_from_config, load_tokenizer
 from medical_qwen.records import load_splits
-from medical_qwen.rendering import encode_text
+from medical_qwen.rendering.encoding import Encoder, Span
 from medical_qwen.training import Measured, finish, parse, prepare, run, show_rows
 
 
@@ -46,10 +46,15 @@ class Trainer(Measured, SFTTrainer):
 
 
 def encode(batch: dict, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict:
-    """Documents to rows of at most `max_length` tokens; the first token of a row has no context and no label."""
+    """Documents to rows of at most `max_length` tokens; the first token of a row has no context and no label.
+
+    A control token that a document spells out (`<|im_end|>` on a web page) stays ordinary text.
+    """
+    encoder = Encoder(tokenizer, tokenizer.chat_template)
+    begin = [token for token in tokenizer("").input_ids if token == tokenizer.bos_token_id]
     rows = {"input_ids": [], "labels": []}
     for text in batch["text"]:
-        ids = [*encode_text(tokenizer, text), tokenizer.eos_token_id]
+        ids = [*begin, *encoder.encode(text, [Span(0, len(text), 0, False)]).ids, tokenizer.eos_token_id]
         for start in range(0, len(ids), max_length):
             piece = ids[start : start + max_length]
             if len(piece) > 1:
@@ -74,9 +79,17 @@ def main(argv: list[str] | None = None) -> dict:
     show_rows(train, tokenizer, data_args.show_samples)
     if model_args.config_name:
         model = load_from_config(model_args.config_name, tokenizer, trust_remote_code=config.trust_remote_code)
+        adapter = None
     else:
-        model = load_for_training(model_args, tokenizer, trust_remote_code=config.trust_remote_code)
-    trainer = Trainer(model=model, args=config, train_dataset=train, eval_dataset=held_out, processing_class=tokenizer)
+        model, adapter = load_for_training(model_args, tokenizer, trust_remote_code=config.trust_remote_code)
+    trainer = Trainer(
+        model=model,
+        args=config,
+        peft_config=adapter,
+        train_dataset=train,
+        eval_dataset=held_out,
+        processing_class=tokenizer,
+    )
     return finish(
         trainer,
         stage="pretraining",

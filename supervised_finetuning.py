@@ -13,6 +13,8 @@ Only what the assistant says is learned, its end token included. Every option of
 `bash run_sft.sh` holds settings that work.
 """
 
+from dataclasses import asdict
+
 from trl import SFTConfig, SFTTrainer
 
 from medical_qwen.arguments import DataArguments, ModelArguments
@@ -30,9 +32,9 @@ def encode(row: dict, renderer: Renderer, max_length: int) -> dict:
     """Token ids and labels (-100: not learned) of a conversation, and what was cut. No ids: nothing fitted."""
     rendered, lost = renderer.fit(row["messages"], max_length, row.get("tools"))
     if rendered is None:
-        return {"input_ids": [], "labels": [], **lost.as_dict()}
+        return {"input_ids": [], "labels": [], **asdict(lost)}
     labels = [token if learned else -100 for token, learned in zip(rendered.input_ids, rendered.mask, strict=True)]
-    return {"input_ids": rendered.input_ids, "labels": [-100, *labels[1:]], **lost.as_dict()}
+    return {"input_ids": rendered.input_ids, "labels": [-100, *labels[1:]], **asdict(lost)}
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -52,8 +54,15 @@ def main(argv: list[str] | None = None) -> dict:
         prepare(splits.validation, encode, config, renderer=renderer, max_length=config.max_length)
     )
     show_rows(train, tokenizer, data_args.show_samples)
-    model = load_for_training(model_args, tokenizer, trust_remote_code=config.trust_remote_code)
-    trainer = Trainer(model=model, args=config, train_dataset=train, eval_dataset=held_out, processing_class=tokenizer)
+    model, adapter = load_for_training(model_args, tokenizer, trust_remote_code=config.trust_remote_code)
+    trainer = Trainer(
+        model=model,
+        args=config,
+        peft_config=adapter,
+        train_dataset=train,
+        eval_dataset=held_out,
+        processing_class=tokenizer,
+    )
     return finish(
         trainer,
         stage="sft",

@@ -47,7 +47,7 @@ class ModelArguments:
     dtype: str = field(
         default="auto",
         metadata={
-            "help": "Of the weights: bfloat16, float16, float32, or auto (bfloat16 on a GPU that has it, float32 on a CPU)."
+            "help": "Of the weights: bfloat16, float16, float32, or auto (bfloat16 on a GPU, float32 on a CPU)."
         },
     )
     attn_implementation: str | None = field(

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from peft import LoraConfig, PeftModel
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -27,8 +27,7 @@ from transformers import (
 )
 
 from medical_qwen.arguments import ModelArguments
-from medical_qwen.rendering import check_tokenizer
-from template import get_template
+from medical_qwen.rendering import check_tokenizer, set_template
 
 logger = logging.getLogger(__name__)
 
@@ -128,12 +127,9 @@ def load_tokenizer(
         raise ValueError(f"{path}: only a slow tokenizer; a tokenizer.json (fast tokenizer) is needed")
     check_tokenizer(tokenizer, path)
     if template_name or not tokenizer.chat_template:
-        template = get_template(template_name or "vicuna")
         if not template_name:
             logger.warning("%s has no chat template: using vicuna (choose another with --template_name)", path)
-        ids = tokenizer("").input_ids
-        adds_bos = bool(ids) and ids[0] == tokenizer.bos_token_id
-        tokenizer.chat_template = template.chat_template(bos=adds_bos)
+        set_template(tokenizer, template_name or "vicuna")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -248,25 +244,35 @@ def quantization(bits: int | None) -> BitsAndBytesConfig | None:
     )
 
 
-def load_for_training(args: ModelArguments, tokenizer: PreTrainedTokenizerBase, **kwargs) -> PreTrainedModel:
-    """The model that a stage trains: all weights, or a new LoRA adapter on a frozen (possibly quantised) base.
+def load_for_training(
+    args: ModelArguments, tokenizer: PreTrainedTokenizerBase, auto_class: type = AutoModelForCausalLM, **kwargs
+) -> tuple[PreTrainedModel, LoraConfig | None]:
+    """The model that a stage starts from, and the adapter to train on it (None: all weights are trained).
 
-    Full training keeps float32 weights under bfloat16 autocast ("AMP"); a frozen base stays in bfloat16.
+    Full training keeps float32 weights under bfloat16 autocast ("AMP"); a frozen base stays in bfloat16 (on a CPU: if
+    it computes in bfloat16, where that is twice as fast), or quantised.
     """
     lineage = resolve(args.model_name_or_path, args.adapter_name_or_path)
-    dtype = args.dtype if args.use_peft or args.dtype != "auto" else "float32"
     model = load_base(
         lineage,
-        dtype=dtype,
+        dtype=_training_dtype(args),
         bits=args.load_in_bits,
+        auto_class=auto_class,
         revision=args.model_revision,
         attn_implementation=args.attn_implementation,
         **kwargs,
     )
     model.base_fingerprint = fingerprint(model)
-    model.name_or_path = _absolute(lineage.adapters[-1] if lineage.adapters else lineage.root)
+    model.name_or_path = absolute(lineage.adapters[-1] if lineage.adapters else lineage.root)
     grown = fit_embeddings(model, tokenizer)
-    return add_lora(model, args, train_embeddings=grown) if args.use_peft else model
+    return model, lora_config(args, model, train_embeddings=grown) if args.use_peft else None
+
+
+def _training_dtype(args: ModelArguments) -> str:
+    if args.dtype != "auto":
+        return args.dtype
+    fast_on_cpu = not torch.cuda.is_available() and torch.cpu._is_avx512_bf16_supported()
+    return "float32" if not args.use_peft else "bfloat16" if fast_on_cpu else "auto"
 
 
 def load_from_config(config_name: str, tokenizer: PreTrainedTokenizerBase, **kwargs) -> PreTrainedModel:
@@ -287,11 +293,12 @@ def fit_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
         return False
     logger.info("embeddings: %d rows -> %d, the size of the tokenizer", rows, len(tokenizer))
     model.resize_token_embeddings(len(tokenizer))
+    model.embedding_rows = len(tokenizer)
     return True
 
 
-def add_lora(model: PreTrainedModel, args: ModelArguments, train_embeddings: bool = False) -> PeftModel:
-    """A fresh LoRA adapter (arXiv 2106.09685) on `model`, whose own weights are frozen.
+def lora_config(args: ModelArguments, model: PreTrainedModel, train_embeddings: bool = False) -> LoraConfig:
+    """A LoRA adapter (arXiv 2106.09685) for `model`; a classification model's head is trained and saved with it.
 
     New embedding rows mean nothing until they are trained, so grown embeddings are trained and saved in full.
     """
@@ -300,11 +307,9 @@ def add_lora(model: PreTrainedModel, args: ModelArguments, train_embeddings: boo
     if train_embeddings and not modules:
         modules = ["embed_tokens"] if tied else ["embed_tokens", "lm_head"]
         logger.info("new tokens: %s trained in full and saved with the adapter", " and ".join(modules))
-    if args.load_in_bits:
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     targets = args.lora_target_modules
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
+    return LoraConfig(
+        task_type="SEQ_CLS" if "SequenceClassification" in type(model).__name__ else "CAUSAL_LM",
         r=args.lora_r,
         lora_alpha=args.lora_alpha,
         lora_dropout=args.lora_dropout,
@@ -314,8 +319,8 @@ def add_lora(model: PreTrainedModel, args: ModelArguments, train_embeddings: boo
         use_rslora=args.use_rslora,
         use_dora=args.use_dora,
     )
-    return get_peft_model(model, config)
 
 
-def _absolute(path: str) -> str:
+def absolute(path: str) -> str:
+    """An existing path made absolute; a hub id as it is."""
     return str(Path(path).resolve()) if Path(path).exists() else path

@@ -21,6 +21,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import fields
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
@@ -35,6 +36,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as hf_logging
 
 from medical_qwen.arguments import ALIASES
+from medical_qwen.rendering import Truncation, TruncationReport
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +61,10 @@ def parse(*dataclasses: type, argv: list[str] | None = None) -> tuple:
     On a machine without a GPU, `--bf16` is off unless asked for (TRL's default is on).
     """
     argv = [_modern(word) for word in (sys.argv[1:] if argv is None else argv)]
-    if not torch.cuda.is_available() and not any(word.split("=")[0] in ("--bf16", "--fp16") for word in argv):
-        argv += ["--bf16", "False"]
+    if not torch.cuda.is_available():
+        given = {word.partition("=")[0] for word in argv}
+        argv += [] if given & {"--bf16", "--fp16"} else ["--bf16", "False"]
+        argv += [] if "--dataloader_pin_memory" in given else ["--dataloader_pin_memory", "False"]
     parser = HfArgumentParser(dataclasses, allow_abbrev=False)
     try:
         *parsed, unknown = parser.parse_args_into_dataclasses(args=argv, return_remaining_strings=True)
@@ -86,7 +90,7 @@ def _start(config: TrainingArguments) -> None:
         datefmt="%H:%M:%S",
         force=True,
     )
-    for noisy in ("httpx", "filelock", "matplotlib", "fsspec"):
+    for noisy in ("httpx", "filelock", "matplotlib", "fsspec", "bitsandbytes", "DeepSpeed"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     hf_logging.set_verbosity_warning()
     last = get_last_checkpoint(config.output_dir) if Path(config.output_dir).is_dir() else None
@@ -156,7 +160,7 @@ def prepare(
 ) -> Dataset | None:
     """`dataset` with every row passed through `encode(row, **fn_kwargs)`: the columns that it returns, no others.
 
-    Cached on disk. The key is made of the rows, the arguments (a tokenizer counts with its vocabulary and template) and
+    Cached on disk. The key is made of the rows, the arguments (a tokenizer: its vocabulary and template) and
     the source text of this project's rendering code: `datasets` itself would know a function by its name alone and go
     on serving old tokens after the code has changed.
     """
@@ -186,25 +190,29 @@ def prepare(
         )
 
 
-def drop_unfit(dataset: Dataset | None, most: float = 0.3) -> tuple[Dataset | None, dict]:
-    """The rows that kept something to learn, and what truncation cost, summed over the count columns of `encode`.
+def drop_unfit(dataset: Dataset | None, ids: str = "input_ids", most: float = 0.3) -> tuple[Dataset | None, dict]:
+    """The rows with something left to learn, and what `--max_length` cost: the sums of `Truncation`.
+
+    Args:
+        dataset: rows as an `encode` made them, with the fields of `Truncation` as columns; no `ids`: nothing fitted.
 
     Raises:
-        ValueError: more than `most` of the answers' tokens, or of the rows, would be lost.
+        ValueError: more than the share `most` of the answers' tokens, or of the rows, would be lost.
     """
     if dataset is None:
         return None, {}
-    counts = {name: sum(dataset[name]) for name in dataset.column_names if name not in ("input_ids", "labels")}
-    kept = dataset.select_columns(["input_ids", "labels"]).filter(lambda ids: len(ids) > 0, input_columns="input_ids")
-    counts |= {"rows": len(dataset), "rows_dropped": len(dataset) - len(kept)}
-    logger.info("truncation: %s", ", ".join(f"{name} {count:,}" for name, count in counts.items()))
-    lost = counts.get("answer_tokens_lost", 0) / max(counts.get("answer_tokens", 0), 1)
-    if max(lost, counts["rows_dropped"] / max(len(dataset), 1)) > most:
+    counts = [field.name for field in fields(Truncation)]
+    report = TruncationReport(Truncation(**row) for row in dataset.select_columns(counts))
+    kept = dataset.remove_columns(counts).filter(lambda row: len(row) > 0, input_columns=ids)
+    logger.info("%s", report)
+    dropped = len(dataset) - len(kept)
+    lost = report.total["answer_tokens_lost"] / max(report.total["answer_tokens"], 1)
+    if max(lost, dropped / max(len(dataset), 1)) > most:
         raise ValueError(
-            f"--max_length is too short: {lost:.0%} of the answers' tokens and {counts['rows_dropped']} of "
-            f"{len(dataset)} rows would be lost (at most {most:.0%} is allowed)"
+            f"--max_length is too short: {lost:.0%} of the answers' tokens and {dropped} of {len(dataset)} rows would "
+            f"be lost (at most {most:.0%} is allowed)"
         )
-    return kept, counts
+    return kept, report.total | {"rows": len(dataset), "rows_dropped": dropped, "rows_shortened": report.shortened}
 
 
 def show_rows(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, number: int) -> None:
