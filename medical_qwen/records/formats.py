@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .messages import Message, from_items, from_openai, from_sharegpt, stripped, text_of, tools_of
-from .problems import BadRecord, LeftOut, names, shown
+from .messages import AT, Message, from_items, from_openai, from_sharegpt, stripped, text_of, tools_of
+from .problems import BadRecord, names, shown
 
 Row = dict[str, Any]
 
@@ -76,7 +76,7 @@ def _replies(row: Row) -> Row:
         if isinstance(value, dict):
             value = [value]
         if not isinstance(value, list):
-            found[name] = [{"role": "assistant", "content": text_of(row, column)}]
+            found[name] = [{"role": "assistant", "content": text_of(row, column), AT: column}]
         else:
             found[name] = from_items(value, column)
     if row.get("margin") is not None:
@@ -99,12 +99,19 @@ def _history(row: Row) -> list[Message]:
         for role, text in zip(("user", "assistant"), pair, strict=True):
             if not isinstance(text, str):
                 raise BadRecord(f"history[{number}]", "a question and an answer", shown(text))
-            messages.append({"role": role, "content": stripped(text)})
+            messages.append({"role": role, "content": stripped(text), AT: f"history[{number}]"})
     return messages
 
 
-def _user(text: str) -> Message:
-    return {"role": "user", "content": text}
+def _user(row: Row, column: str) -> Message:
+    return {"role": "user", "content": _joined(row, column), AT: column}
+
+
+def _joined(row: Row, column: str) -> str:
+    """Instruction and input, a blank line between. Some sets write line ends at their edges as two characters."""
+    parts = (text_of(row, column), text_of(row, "input", "").removeprefix("输入：") if column == "instruction" else "")
+    parts = (stripped(re.sub(r"(\\n|\s)+\Z", "", part)) for part in parts)
+    return "\n\n".join(part for part in parts if part)
 
 
 @_format(
@@ -135,7 +142,7 @@ def _openai_pair(row: Row) -> Row:
             shared += 1
         prompt, replies["chosen"], replies["rejected"] = chosen[:shared], chosen[shared:], rejected[shared:]
         if not prompt:
-            prompt = [_user(text_of(row, "prompt"))]
+            prompt = [_user(row, "prompt")]
     return {"prompt": _system(row) + prompt, **replies, "tools": tools_of(row)}
 
 
@@ -146,7 +153,7 @@ def _openai_pair(row: Row) -> Row:
     lambda row: "question" in row and _pair(row) is not None,
 )
 def _question_pair(row: Row) -> Row:
-    return {"prompt": [*_system(row), *_history(row), _user(text_of(row, "question"))], **_replies(row)}
+    return {"prompt": [*_system(row), *_history(row), _user(row, "question")], **_replies(row)}
 
 
 DIALOGUE = re.compile(r"\s*(Human|Assistant|prompter|assistant|人[类類]|助手)\s*[:：]")
@@ -165,13 +172,7 @@ DIALOGUE = re.compile(r"\s*(Human|Assistant|prompter|assistant|人[类類]|助�
 )
 def _plain_pair(row: Row) -> Row:
     column = _column(row, ("prompt", "instruction"), "text")
-    return {"prompt": [*_system(row), *_history(row), _user(_joined(row, column))], **_replies(row)}
-
-
-def _joined(row: Row, column: str) -> str:
-    """Instruction and input, a blank line between."""
-    extra = text_of(row, "input", "") if column == "instruction" else ""
-    return "\n\n".join(part for part in (text_of(row, column), extra.removeprefix("输入：")) if part)
+    return {"prompt": [*_system(row), *_history(row), _user(row, column)], **_replies(row)}
 
 
 @_format(
@@ -192,10 +193,9 @@ def _sharegpt(row: Row) -> Row:
     lambda row: _list_of(row, MESSAGE_LISTS, "role", "content") is not None and not _pair(row),
 )
 def _openai(row: Row) -> Row:
-    if row.get("label") is False:
-        raise LeftOut("answers marked as bad (label: false)")
     column = _list_of(row, MESSAGE_LISTS, "role", "content") or _column(row, MESSAGE_LISTS, "a list of messages")
-    return {"messages": _system(row) + from_openai(row[column], column), "tools": tools_of(row)}
+    messages = _system(row) + from_openai(row[column], column)
+    return {"messages": messages, "tools": tools_of(row), "bad_answer": row.get("label") is False}
 
 
 def _options(row: Row) -> dict[str, str] | None:
@@ -263,9 +263,9 @@ def _choice(row: Row) -> Row:
 )
 def _alpaca(row: Row) -> Row:
     output = _first(row, ("output", "response", "target"))
-    question = _user(_joined(row, "instruction" if "instruction" in row else "input"))
-    answer = [{"role": "assistant", "content": text_of(row, output)}] if output else []
-    return {"messages": [*_system(row), *_history(row), question, *answer]}
+    question = _user(row, _column(row, ("instruction", "input"), "text"))
+    answer = [{"role": "assistant", "content": text_of(row, output), AT: output}] if output else []
+    return {"messages": [*_system(row), *_history(row), question, *answer], "answer_field": "output"}
 
 
 @_format("prompt", "prompt", "prompt: a list of {role, content}", lambda row: bool(_list_of(row, ("prompt",), "role")))
@@ -311,7 +311,7 @@ def _one_text(row: Row, column: str) -> str:
     "text",
     lambda row: (
         _first(row, ("text", "completion", "content", "raw_content")) is not None
-        and _first(row, (*QUESTIONS, "instruction", "chat", *MESSAGE_LISTS)) is None
+        and _first(row, (*QUESTIONS, "instruction", "chat", "role", *MESSAGE_LISTS)) is None
     ),
 )
 def _text(row: Row) -> Row:

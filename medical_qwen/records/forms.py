@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from .messages import Message, repaired
+from .messages import Message, check_said, finished, repaired
 from .problems import BadRecord, LeftOut, shown
 
 Record = dict[str, Any]
@@ -68,9 +68,11 @@ def _text(draft: Record, repairs: Repairs) -> Record:
 
 def _conversation(draft: Record, repairs: Repairs) -> Record:
     messages = draft["messages"]
+    if draft.get("bad_answer"):
+        raise LeftOut("answer marked as bad (label: false)")
     last = max((place for place, message in enumerate(messages) if message["role"] == "assistant"), default=-1)
     if last < 0:
-        raise BadRecord("messages", "an answer of the assistant", _roles(messages))
+        raise BadRecord(draft.get("answer_field", "messages"), "an answer of the assistant", _roles(messages))
     if last < len(messages) - 1:
         repairs["turns after the last answer dropped"] += 1
     messages = repaired(messages[: last + 1], repairs)
@@ -86,9 +88,8 @@ def _preference(draft: Record, repairs: Repairs) -> Record:
         reply = draft[name]
         if len(reply) != 1 or reply[0]["role"] != "assistant":
             raise BadRecord(name, "one reply of the assistant after the shared turns", _roles(reply))
-        if not (reply[0]["content"] or reply[0].get("tool_calls")):
-            raise BadRecord(name, "a reply", "an empty one")
-        replies[name] = reply
+        check_said(reply[0])
+        replies[name] = finished(reply)
     if replies["chosen"] == replies["rejected"]:
         raise BadRecord("rejected", "another reply than chosen", "the same one")
     margin = draft.get("margin")
@@ -116,7 +117,7 @@ def _prompt_of_conversation(draft: Record, repairs: Repairs) -> Record:
     """All but the last answer, which becomes the gold; the whole when it ends on the user."""
     messages, answer = draft["messages"], None
     if messages[-1]["role"] == "assistant":
-        answer = messages[-1]["content"] or None
+        answer = None if draft.get("bad_answer") else messages[-1]["content"] or None
         messages = messages[:-1]
     return {"prompt": _open_prompt(messages, repairs), "answer": answer, "tools": draft.get("tools")}
 
@@ -133,7 +134,7 @@ def _qa_of_conversation(draft: Record, repairs: Repairs) -> Record:
     messages = _conversation(draft, repairs)["messages"]
     question, answer = messages[-2:] if len(messages) > 1 else (messages[0], messages[0])
     if question["role"] != "user" or not answer["content"]:
-        raise LeftOut("conversations that do not end on a question and a text (tool calls)")
+        raise LeftOut("conversation that does not end on a question and a text (tool calls)")
     return {"question": question["content"], "answer": answer["content"]}
 
 
@@ -198,8 +199,8 @@ MAKERS: dict[tuple[str, str], Callable[[Record, Repairs], Record]] = {
 def questions(record: Record, form: str) -> Iterator[str]:
     """What a record asks, reduced to letters and digits: two records that share one of these ask the same thing.
 
-    Each long enough user turn counts for itself; where all are as short as "hello", what counts is all of them together.
-    Text asks nothing.
+    Each long enough user turn counts for itself; where all are as short as "hello", all of them together. Text asks
+    nothing.
     """
     if form == "text":
         return

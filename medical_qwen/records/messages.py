@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from .problems import BadRecord, shown
+from .problems import BadRecord, names, shown
 
 Message = dict[str, Any]
 
@@ -26,11 +26,14 @@ ROLES = {
     "observation": "tool",
     "function_response": "tool",
 }
+AT = "at"  # where a message stood in its row, for errors; gone from the finished record
 KEPT = ("tool_calls", "tool_call_id", "name", "reasoning_content")  # of an OpenAI message, beside role and content
 
 
 def stripped(text: str) -> str:
-    """Without blank edges. The indent of a first line of code stays."""
+    """Without blank edges; the indent of a first line of code stays. Halves of surrogate pairs are mended."""
+    if re.search(r"[\ud800-\udfff]", text):
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     text = re.sub(r"\A(?:[^\S\n]*\n)+", "", text).rstrip()
     return text if re.match(r"\t| {4}", text) else text.lstrip()
 
@@ -46,7 +49,7 @@ def text_of(row: dict[str, Any], field: str, default: str | None = None) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     if field not in row:
-        raise BadRecord(field, "text", f"no such field (the record has {', '.join(map(str, row))})")
+        raise BadRecord(field, "text", f"no such field (the record has {names(row)})")
     raise BadRecord(field, "text", shown(value))
 
 
@@ -55,11 +58,13 @@ def from_sharegpt(items: Any, field: str) -> list[Message]:
     messages = []
     for place, item in _items(items, field):
         role, name = _role(item, "from", place)
-        value = item.get("value")
+        value = _said(item, "value", place)
+        message = {"role": role, "content": "", AT: f"{place}.value"}
         if name == "function_call":
-            messages.append({"role": "assistant", "content": "", "tool_calls": tool_calls(value, f"{place}.value")})
+            message["tool_calls"] = tool_calls(value, message[AT])
         else:
-            messages.append({"role": role, "content": _content(value, f"{place}.value")})
+            message["content"] = _content(value, message[AT])
+        messages.append(message)
     return messages
 
 
@@ -68,9 +73,8 @@ def from_openai(items: Any, field: str) -> list[Message]:
     messages = []
     for place, item in _items(items, field):
         role, _ = _role(item, "role", place)
-        if "content" not in item and not item.get("tool_calls"):
-            raise BadRecord(f"{place}.content", "text", f"no such field (the message has {', '.join(map(str, item))})")
-        message = {"role": role, "content": _content(item.get("content"), f"{place}.content")}
+        value = item.get("content") if item.get("tool_calls") else _said(item, "content", place)
+        message = {"role": role, "content": _content(value, f"{place}.content"), AT: f"{place}.content"}
         message |= {key: item[key] for key in KEPT if item.get(key) not in (None, "", [])}
         if "tool_calls" in message:
             message["tool_calls"] = tool_calls(message["tool_calls"], f"{place}.tool_calls")
@@ -118,21 +122,31 @@ def repaired(messages: Sequence[Message], repairs: Counter[str]) -> list[Message
 
     What was changed is counted in `repairs`. Raises BadRecord for an empty message or a late system message.
     """
+    messages = [message for message in messages if message["content"] or message["role"] != "system"]
     merged = _merged(messages, repairs)
     system = [message for message in merged[:1] if message["role"] == "system"]
     turns = merged[len(system) :]
-    system = [message for message in system if message["content"]]
     first_user = next((place for place, turn in enumerate(turns) if turn["role"] == "user"), len(turns))
     if first_user:
         repairs["turns before the first user turn dropped"] += 1
         turns = turns[first_user:]
-    for place, turn in enumerate(turns):
+    for turn in turns:
         if turn["role"] == "system":
-            raise BadRecord("messages.role", "system as the first message only", f"it at place {place + 1}")
-        if not turn["content"] and turn["role"] != "tool" and not turn.get("tool_calls"):
-            who = "an answer" if turn["role"] == "assistant" else "a question"
-            raise BadRecord(f"messages.{turn['role']}", who, "an empty one")
-    return system + turns
+            raise BadRecord(turn.get(AT, "messages"), "system as the first message only", "a later one")
+        check_said(turn)
+    return finished(system + turns)
+
+
+def check_said(message: Message) -> None:
+    """BadRecord for a message that says nothing. A tool may return nothing."""
+    if not message["content"] and message["role"] != "tool" and not message.get("tool_calls"):
+        what = "an answer" if message["role"] == "assistant" else "a question"
+        raise BadRecord(message.get(AT, f"messages.{message['role']}"), what, "an empty text")
+
+
+def finished(messages: Sequence[Message]) -> list[Message]:
+    """Without the notes on where they stood."""
+    return [{key: value for key, value in message.items() if key != AT} for message in messages]
 
 
 def _merged(messages: Sequence[Message], repairs: Counter[str]) -> list[Message]:
@@ -145,9 +159,8 @@ def _merged(messages: Sequence[Message], repairs: Counter[str]) -> list[Message]
             else:
                 merged.append(message)
             continue
-        if not (message["content"] or message.get("tool_calls")) or not last["content"]:
-            # one of the two says nothing: an empty message is a fault, not a neighbour to merge with
-            raise BadRecord(f"messages.{message['role']}", "text", "an empty one beside another of its role")
+        check_said(last)  # before it vanishes in its neighbour
+        check_said(message)
         content = "\n\n".join(part for part in (last["content"], message["content"]) if part)
         merged[-1] = last | message | {"content": content}
         repairs["neighbouring turns of one role merged"] += 1
@@ -170,6 +183,12 @@ def _role(item: dict[str, Any], key: str, place: str) -> tuple[str, str]:
         got = shown(name) if key in item else "no such field"
         raise BadRecord(f"{place}.{key}", f"one of {', '.join(ROLES)}", got)
     return role, name.strip().lower()
+
+
+def _said(item: dict[str, Any], key: str, place: str) -> Any:
+    if key not in item:
+        raise BadRecord(f"{place}.{key}", "text", f"no such field (the message has {names(item)})")
+    return item[key]
 
 
 def _content(value: Any, field: str) -> str:

@@ -56,15 +56,15 @@ def dataset_source(name: str, config: str | None = None, split: str = "train") -
     """A data set of the hub, or one written by save_to_disk."""
     import datasets
 
-    path = Path(name)
-    if any((path / mark).exists() for mark in ("dataset_dict.json", "state.json")):
-        data = datasets.load_from_disk(name)
-        if isinstance(data, dict):
-            if split not in data:
-                raise ValueError(f"--dataset_split: {name} has {names(data)}, got {split!r}")
-            data = data[split]
-    else:
-        data = datasets.load_dataset(name, config, split=split)
+    saved = any((Path(name) / mark).exists() for mark in ("dataset_dict.json", "state.json"))
+    try:
+        data = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, config, split=split)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--dataset_name {name}: {error}") from error
+    if isinstance(data, dict):
+        if split not in data:
+            raise ValueError(f"--dataset_split: {name} has {names(data)}, got {split!r}")
+        data = data[split]
 
     def rows() -> Iterator[Row]:
         for number, row in enumerate(data, 1):
@@ -157,19 +157,21 @@ def convert(row: dict[str, Any], known: Format, form: str, repairs: Counter[str]
     return make(draft, known.form, form, repairs)
 
 
-def check(report: Report, on_bad_record: str) -> None:
-    """RecordError when the problems of a finished reading do not allow to go on."""
+def check(report: Report, on_bad_record: str, advice: str = "") -> None:
+    """RecordError when the problems of a finished reading do not allow to go on. `advice` is for records to skip."""
     if not report.bad:
         return
     worst = [file for file in report.files if file.bad > TOO_BAD * file.rows]
-    if on_bad_record == "stop":
-        hint = "--on_bad_record skip goes on without these records."
-    elif report.fatal:
-        hint = "Some files cannot be read to their end: --on_bad_record skip does not pass over that."
+    skip = on_bad_record == "skip"
+    if report.fatal:
+        hint = "Records can be skipped, files that cannot be read cannot." if skip else ""
     elif worst:
-        hint = "\n".join(f"{file.path}: {file.bad} of {file.rows} are bad, too many to skip." for file in worst)
-    else:
+        hint = "\n".join(f"{file.path}: {file.bad} of {file.rows} records are bad" for file in worst)
+        hint += ": too many to skip." if skip else "."
+    elif skip:
         return
+    else:
+        hint = advice
     raise RecordError(report.problems, report.bad, hint)
 
 

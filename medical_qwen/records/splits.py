@@ -120,7 +120,7 @@ def _build(
                 if args.validation_split_ratio and form != "text":  # texts ask nothing: none is tied to another
                     asked.append(row.asked)
             seen.add(row.content)
-    check(report, args.on_bad_record)
+    check(report, args.on_bad_record, "--on_bad_record skip goes on without these records.")
     _check_left(rows.count, args.train_file_dir or args.dataset_name, report)
     sides = bytearray([TRAIN]) * rows.count
     if args.validation_file_dir:
