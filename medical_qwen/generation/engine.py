@@ -1,10 +1,10 @@
 """Who answers? A language model in this process, through transformers.
 
-`Generator` has the two calls that every front end needs: `answer` for many requests at once and `stream` for one that is
-read while it is written. Both run the same loop, one forward pass a token for all rows of a batch, so a streamed answer is
-the batch's answer. The loop is ours, not `model.generate`, for three things that one lacks: a row that is finished leaves
-the batch, each request draws from its own seed whatever it shares a batch with, and whoever reads a stream can stop it
-between two tokens without a thread.
+`Generator` has the two calls that every front end needs: `answer` for many requests at once and `stream` for one that
+is read while it is written. Both run the same loop, one forward pass a token for all rows of a batch, so a streamed
+answer is the batch's answer. The loop is ours, not `model.generate`, for three things that one lacks: a row that is
+finished leaves the batch, each request draws from its own seed whatever it shares a batch with, and whoever reads a
+stream can stop it between two tokens without a thread.
 """
 
 import logging
@@ -94,8 +94,8 @@ class Generator:
             fit_embeddings(model, tokenizer)
         elif len(tokenizer) > rows:
             raise ValueError(
-                f"the tokenizer has {len(tokenizer)} tokens, the model {rows}: add --resize_emb, or give the model's own"
-                " tokenizer with --tokenizer_path"
+                f"the tokenizer has {len(tokenizer)} tokens, the model {rows}: add --resize_emb, or give the model's"
+                " own tokenizer with --tokenizer_path"
             )
         return cls(model, tokenizer)
 
@@ -133,9 +133,11 @@ class Generator:
                 f"--max_new_tokens {sampling.max_new_tokens} leaves no room for a question: the model's context is "
                 f"{self.context_length} tokens"
             )
-        prompt = self.renderer.prompt(request.messages, request.tools, max_length=room)
+        prompt = self.renderer.prompt(request.messages, request.tools)
+        if truncated := room is not None and len(prompt) > room:
+            prompt = self.renderer.prompt(request.messages, request.tools, max_length=room)
         stops = tuple(dict.fromkeys((*self.renderer.stop_strings, *sampling.stop)))
-        return Row(prompt, False, TextStream(self.tokenizer, stops), request.seed)
+        return Row(prompt, truncated, TextStream(self.tokenizer, stops), request.seed)
 
     def _complete(
         self, requests: list[Request], sampling: Sampling, progress: Callable[[int], object]
@@ -147,9 +149,9 @@ class Generator:
             try:
                 finished = 0
                 for _ in self._decode(rows, sampling):
-                    now = sum(row.finish_reason is not None for row in rows)
-                    progress(now - finished)
-                    finished = now
+                    if more := sum(row.finish_reason is not None for row in rows) - finished:
+                        finished += more
+                        progress(more)
             except torch.OutOfMemoryError:
                 if len(some) == 1:
                     raise
@@ -180,13 +182,12 @@ class Generator:
 
     def _control_tokens(self, stops: tuple[str, ...]) -> set[int]:
         """Ids of the stop strings that are special tokens: those never show up in the text."""
-        return {
-            self.tokenizer.convert_tokens_to_ids(stop) for stop in stops if stop in self.tokenizer.all_special_tokens
-        }
+        special = set(self.tokenizer.all_special_tokens)
+        return {self.tokenizer.convert_tokens_to_ids(stop) for stop in stops if stop in special}
 
 
 def plan_batches(lengths: list[int], batch_size: int) -> list[list[int]]:
-    """Numbers of the rows of each batch, the longest prompts first: little padding, and a lack of memory shows at once."""
+    """Numbers of the rows of each batch. The longest prompts first: little padding, a lack of memory shows at once."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 

@@ -1,7 +1,8 @@
 """A file of requests as a job that may be killed at any moment and goes on where it was.
 
-Finished batches go to a journal beside the output, one line each; the output itself is written once, at the end. Which
-rows share a batch is planned over the whole file, so that a continued job computes the same floats as an undisturbed one.
+Finished batches go to a journal beside the output, one line each; the output itself is written once, at the end.
+Which rows share a batch is planned over the whole file, so that a continued job computes the same floats as an
+undisturbed one.
 """
 
 import fcntl
@@ -10,6 +11,7 @@ import json
 import logging
 import os
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from tqdm import tqdm
 
 from medical_qwen.generation.decoding import Answer, Sampling
 from medical_qwen.generation.engine import Generator, Request, plan_batches, summarize
+from medical_qwen.records import Report, stream
 
 logger = logging.getLogger(__name__)
 
@@ -44,25 +47,34 @@ class Journal:
         except OSError as error:
             self._file.close()
             raise ValueError(f"--output_file {output_file}: another process is writing it ({self.path})") from error
-        self._read(json.loads(json.dumps(job)))
+        try:
+            self._read(json.loads(_line(job)))
+        except ValueError:
+            self._file.close()
+            raise
 
     def _read(self, job: dict) -> None:
         self._file.seek(0)
-        *whole, _cut = self._file.read().split(b"\n")  # a kill may have cut the last line
-        self._file.truncate(sum(len(line) + 1 for line in whole))
-        if not whole:
+        *whole, cut = self._file.read().split(b"\n")  # a kill may have cut the last line
+        if not whole and _line({"job": job}).startswith(cut):
+            self._file.truncate(0)
             self._append({"job": job})
             return
-        written = json.loads(whole[0])["job"]
+        try:
+            written = json.loads(whole[0])["job"]
+            batches = [json.loads(line) for line in whole[1:]]
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise ValueError(
+                f"{self.path} is no journal of ours: choose another --output_file, or delete it"
+            ) from error
         if different := [key for key in job | written if job.get(key) != written.get(key)]:
-            self._file.close()
             raise ValueError(
                 f"{self.path} is the journal of another job ("
                 + "; ".join(f"{key}: {written.get(key)!r} there, {job.get(key)!r} now" for key in different)
                 + "): repeat that job, choose another --output_file, or delete the journal"
             )
-        for line in whole[1:]:
-            batch = json.loads(line)
+        self._file.truncate(self._file.tell() - len(cut))
+        for batch in batches:
             self.answers |= zip(batch["rows"], (Answer(**answer) for answer in batch["answers"]), strict=True)
 
     def add(self, rows: list[int], answers: list[Answer]) -> None:
@@ -71,7 +83,7 @@ class Journal:
         self.answers |= zip(rows, answers, strict=True)
 
     def _append(self, entry: dict) -> None:
-        self._file.write(json.dumps(entry).encode() + b"\n")
+        self._file.write(_line(entry))
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -83,36 +95,112 @@ class Journal:
 
 
 def answer_file(
-    generator: Generator,
-    rows: list[dict],
-    requests: list[Request],
-    sampling: Sampling,
-    batch_size: int,
+    data_file: str | Path,
     output_file: str | Path,
-    journal: Journal,
+    load: Callable[[], Generator],
+    sampling: Sampling,
+    *,
+    batch_size: int,
+    seed: int,
+    system_prompt: str | None = None,
+    job: dict,
 ) -> str:
-    """Answer every row that the journal does not have; then write all rows with their `prediction`. Returns a summary.
+    """Answer every row of a file; the output has the rows in their order, unchanged, with `prediction`.
 
     Args:
-        rows: the input rows, written back unchanged. requests: what is asked, one a row.
+        load: makes the generator, after the files were found to be in order.
+        job: everything that the answers depend on; see `Journal`.
+
+    Returns: a summary in one line.
     """
+    rows, requests = read_questions(data_file, system_prompt, seed)
+    if Path(output_file).resolve() == Path(data_file).resolve():
+        raise ValueError(f"--output_file {output_file} is the --data_file: it would be overwritten")
+    journal = Journal(output_file, job)
+    try:
+        tokens, seconds = _answer(load(), requests, sampling, batch_size, journal)
+        answers = [journal.answers[i] for i in range(len(rows))]
+        _write(output_file, rows, [answer.text for answer in answers])
+        journal.close(keep=False)
+    except KeyboardInterrupt:
+        done = len(journal.answers)
+        raise SystemExit(f"stopped: {done} of {len(rows)} rows are answered, the same command goes on") from None
+    finally:
+        journal.close()
+    return summarize(answers, tokens, seconds)
+
+
+def _answer(
+    generator: Generator, requests: list[Request], sampling: Sampling, batch_size: int, journal: Journal
+) -> tuple[int, float]:
+    """Answer what the journal does not have yet. Returns the new tokens, and the seconds that they took."""
     plan = plan_batches(generator.measure(requests, sampling), batch_size)
     before = len(journal.answers)
     if before:
-        logger.info("%s: going on after %d of %d rows", journal.path, before, len(rows))
+        logger.info("%s: going on after %d of %d rows", journal.path, before, len(requests))
     started, tokens = time.perf_counter(), 0
-    with tqdm(total=len(rows), initial=before, unit="row", desc="answers") as bar:
+    with tqdm(total=len(requests), initial=before, unit="row", desc="answers") as bar:
         for numbers in plan:
             if all(number in journal.answers for number in numbers):
                 continue
             answers = generator.answer([requests[i] for i in numbers], sampling, len(numbers), progress=bar.update)
             journal.add(numbers, answers)
             tokens += sum(answer.completion_tokens for answer in answers)
-    seconds = time.perf_counter() - started
-    answers = [journal.answers[i] for i in range(len(rows))]
-    _write(output_file, rows, [answer.text for answer in answers])
-    journal.close(keep=False)
-    return summarize(answers, tokens, seconds)
+    return tokens, time.perf_counter() - started
+
+
+def read_questions(
+    data_file: str | Path, system_prompt: str | None = None, seed: int = 0
+) -> tuple[list[dict], list[Request]]:
+    """The rows of a file as they stand there, and what each of them asks; request n has seed + n.
+
+    A .txt has a question a line. Any other file holds records that make a prompt; a reply at their end is left out.
+    """
+    path = Path(data_file)
+    if not path.exists():
+        raise FileNotFoundError(f"--data_file: {path} does not exist")
+    rows, conversations = _read_lines(path) if _is_plain(path) else _read_records(path)
+    system = [{"role": "system", "content": system_prompt}] if system_prompt else []
+    requests = []
+    for number, (messages, tools) in enumerate(conversations):
+        opened = messages if messages[0]["role"] == "system" else [*system, *messages]
+        requests.append(Request(opened, tools, seed + number))
+    if not rows:
+        raise ValueError(f"--data_file: {path} holds no question")
+    return rows, requests
+
+
+def _is_plain(path: Path) -> bool:
+    """Some files of JSON lines are named .txt."""
+    return (
+        path.is_file()
+        and path.suffix == ".txt"
+        and not path.read_bytes().lstrip(b"\xef\xbb\xbf \r\n").startswith(b"{")
+    )
+
+
+def _read_lines(path: Path) -> tuple[list[dict], list[tuple[list[dict], None]]]:
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected UTF-8 text, got other bytes ({error})") from error
+    questions = [line for line in lines if line]
+    return [{"question": text} for text in questions], [
+        ([{"role": "user", "content": text}], None) for text in questions
+    ]
+
+
+def _read_records(path: Path) -> tuple[list[dict], list[tuple[list[dict], list[dict] | None]]]:
+    report = Report("prompt")
+    rows, conversations = [], []
+    for record, where, row in stream(path, "prompt", report=report):
+        if "prediction" in row:
+            raise ValueError(f"{where}: the row has a `prediction` already, which would be lost")
+        rows.append(row)
+        conversations.append((record["prompt"], record.get("tools")))
+    if report.left_out:
+        raise ValueError(f"{path}: some rows ask nothing: {dict(report.left_out)}")
+    return rows, conversations
 
 
 def _write(output_file: str | Path, rows: list[dict], predictions: list[str]) -> None:
@@ -121,21 +209,22 @@ def _write(output_file: str | Path, rows: list[dict], predictions: list[str]) ->
     unfinished = target.with_name(f".{target.name}.unfinished")  # ours alone: the journal's lock is held
     with open(unfinished, "wb") as file:
         for row, prediction in zip(rows, predictions, strict=True):
-            file.write(_json_line({**row, "prediction": prediction}))
+            file.write(_line({**row, "prediction": prediction}))
         file.flush()
         os.fsync(file.fileno())
     os.replace(unfinished, target)
 
 
-def _json_line(row: dict) -> bytes:
+def _line(row: dict) -> bytes:
+    """A row as JSON. Values that only parquet has (dates, numbers of other kinds) are written as text."""
     try:
-        return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+        return json.dumps(row, ensure_ascii=False, default=str).encode() + b"\n"
     except UnicodeEncodeError:  # half of a surrogate pair, as some exports contain: it can only be written escaped
-        return json.dumps(row).encode() + b"\n"
+        return json.dumps(row, default=str).encode() + b"\n"
 
 
 def describe_files(*paths: str | None) -> dict[str, str]:
-    """What tells one state of files from another: a hash of a file's bytes; of a directory's names, sizes and times."""
+    """What tells files from other ones: the hash of a file's bytes, or of a directory's names, sizes and times."""
     found = {}
     for path in filter(None, paths):
         digest = hashlib.sha256()

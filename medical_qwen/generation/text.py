@@ -9,9 +9,9 @@ UNFINISHED = "\ufffd"  # what a decoder puts where the bytes of a character are 
 class TextStream:
     """Turns the tokens of one answer into its text while they come.
 
-    `push` and `finish` return the text that is new and final: text is held back while a character lacks bytes and while
-    it could be the beginning of a stop string. The pieces joined are `decode` of all tokens up to the first stop string,
-    without special tokens, whatever the tokens' borders.
+    `push` and `finish` return the text that is new and final: text is held back while a character lacks bytes and
+    while it could be the beginning of a stop string. The pieces joined are `decode` of all tokens up to the first stop
+    string, without special tokens and leading spaces, whatever the tokens' borders.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop_strings: tuple[str, ...] = ()) -> None:
@@ -23,6 +23,7 @@ class TextStream:
         )
         self._settled = 0  # the tokens up to here are in the text
         self._held = ""  # could be the beginning of a stop string
+        self._begun = False  # something other than spaces has come
         self.stopped = False
 
     def push(self, token: int) -> str:
@@ -43,7 +44,7 @@ class TextStream:
         rest = self._decode(self._start, len(self._tokens))[len(before) :].rstrip(UNFINISHED)
         text = self._release(rest)
         if not self.stopped:
-            text, self._held = text + self._held, ""
+            text, self._held = text + self._begin(self._held), ""
         return text
 
     def _decode(self, start: int, end: int) -> str:
@@ -57,10 +58,15 @@ class TextStream:
         if found:  # the one that is complete first; of two that end together the longer
             end, length = min(found)
             self.stopped, self._held = True, ""
-            return text[: end + length]
+            return self._begin(text[: end + length])
         keep = max((_overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
+        return self._begin(text[: len(text) - keep])
+
+    def _begin(self, text: str) -> str:
+        text = text if self._begun else text.lstrip()
+        self._begun = self._begun or bool(text)
+        return text
 
 
 def _overlap(text: str, stop: str) -> int:
@@ -71,8 +77,8 @@ def _overlap(text: str, stop: str) -> int:
 def split_thinking(text: str) -> tuple[str, str]:
     """(thought, answer) of a reply, also of one that is still being written.
 
-    A reply without an opening tag but with a closing one is a thought from its beginning (templates that put the opening
-    tag into the prompt); a thought that was never closed leaves an empty answer.
+    A reply without an opening tag but with a closing one is a thought from its beginning (templates that put the
+    opening tag into the prompt); a thought that was never closed leaves an empty answer.
     """
     before, closed, answer = text.partition(THINK_CLOSE)
     if closed:
