@@ -8,7 +8,7 @@ import torch
 
 from medical_qwen.ppo import losses
 
-# --- plain Python, one response at a time, no padding ------------------------------------------------------------------
+# --- plain Python, one response at a time, no padding --------------------------------------------------------------
 
 
 def plain_gae(rewards, values, gamma, lam):
@@ -70,7 +70,7 @@ def assert_rows(tensor, lists, tolerance=1e-9):
 
 SHAPES = [(1, 1, 0), (3, 5, 1), (8, 17, 2), (5, 40, 3)]
 
-# --- GAE ---------------------------------------------------------------------------------------------------------------
+# --- GAE -----------------------------------------------------------------------------------------------------------
 
 
 def test_gae_by_hand():
@@ -105,7 +105,7 @@ def test_gae_with_lambda_one_is_return_minus_value():
     assert_rows(returns, [[sum(row[t:]) for t in range(len(row))] for row in rewards])
 
 
-# --- the two clipped losses --------------------------------------------------------------------------------------------
+# --- the two clipped losses ----------------------------------------------------------------------------------------
 
 
 def test_surrogate_by_hand():
@@ -145,20 +145,22 @@ def test_clipped_losses_are_the_definition(rows, longest, seed):
 
 
 def test_value_loss_by_hand():
-    # V 2, V_old 1, eps 0.2 -> V_clip 1.2. R 3: max(1, 3.24) / 2 = 1.62, clipped. R 0: max(4, 1.44) / 2 = 2, not clipped.
+    # V 2, V_old 1, eps 0.2: V_clip 1.2. R 3: max(1, 3.24) / 2 = 1.62, clipped. R 0: max(4, 1.44) / 2 = 2, not.
     loss, clipped = losses.clipped_value_loss(torch.full((2,), 2.0), torch.ones(2), torch.tensor([3.0, 0.0]), 0.2)
     assert loss.tolist() == pytest.approx([1.62, 2.0])
     assert clipped.tolist() == [True, False]
 
 
-# --- KL ----------------------------------------------------------------------------------------------------------------
+# --- KL ------------------------------------------------------------------------------------------------------------
 
 
 def test_kl_by_hand():
     logprobs, reference = torch.tensor([math.log(0.5), math.log(0.2)]), torch.tensor([math.log(0.25), math.log(0.4)])
     assert losses.kl_estimate(logprobs, reference, "k1").tolist() == pytest.approx([math.log(2), -math.log(2)])
     # r = 0.5 and 2: k3 = -0.5 + ln 2 and 1 - ln 2
-    assert losses.kl_estimate(logprobs, reference, "k3").tolist() == pytest.approx([math.log(2) - 0.5, 1 - math.log(2)])
+    assert losses.kl_estimate(logprobs, reference, "k3").tolist() == pytest.approx(
+        [math.log(2) - 0.5, 1 - math.log(2)]
+    )
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k3"])
@@ -190,7 +192,7 @@ def test_kl_controller():
     assert steered.coef == pytest.approx(0.2 * 1.01 * 1.005 * 0.98)
 
 
-# --- rewards -----------------------------------------------------------------------------------------------------------
+# --- rewards -------------------------------------------------------------------------------------------------------
 
 
 def test_token_rewards_by_hand():
@@ -216,7 +218,7 @@ def test_missing_eos_penalty():
     assert scores.tolist() == [1.0, -1.5]
 
 
-# --- statistics --------------------------------------------------------------------------------------------------------
+# --- statistics ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("rows", "longest", "seed"), SHAPES[1:])
@@ -282,7 +284,7 @@ def test_masked_mean_of_nothing_is_zero_and_ignores_not_a_number_outside():
     assert losses.masked_mean(torch.tensor([2.0, float("nan")]), torch.tensor([1, 0])) == 2
 
 
-# --- log-probabilities -------------------------------------------------------------------------------------------------
+# --- log-probabilities ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 2.0])
@@ -290,7 +292,8 @@ def test_logprobs_and_entropy_are_the_definition(temperature):
     dice = random.Random(3)
     logits = [[dice.gauss(0, 3) for _ in range(7)] for _ in range(5)]
     tokens = [dice.randrange(7) for _ in range(5)]
-    logprobs, entropy = losses.logprobs_and_entropy(torch.tensor(logits), torch.tensor(tokens), temperature)
+    logprobs = losses.token_logprobs(torch.tensor(logits), torch.tensor(tokens), temperature)
+    entropy = losses.token_entropy(torch.tensor(logits), temperature)
     for i, row in enumerate(logits):
         p = plain_softmax(row, temperature)
         assert logprobs[i].item() == pytest.approx(math.log(p[tokens[i]]), rel=1e-4)
@@ -299,15 +302,14 @@ def test_logprobs_and_entropy_are_the_definition(temperature):
 
 def test_logprobs_by_hand():
     logits = torch.tensor([[0.0, math.log(3.0)]])  # p = 1/4, 3/4
-    logprobs, entropy = losses.logprobs_and_entropy(logits, torch.tensor([1]))
-    assert logprobs.item() == pytest.approx(math.log(0.75))
-    assert entropy.item() == pytest.approx(-0.25 * math.log(0.25) - 0.75 * math.log(0.75))
+    assert losses.token_logprobs(logits, torch.tensor([1])).item() == pytest.approx(math.log(0.75))
+    assert losses.token_entropy(logits).item() == pytest.approx(-0.25 * math.log(0.25) - 0.75 * math.log(0.75))
 
 
 def test_logprobs_of_bfloat16_logits_are_computed_in_float32():
     torch.manual_seed(0)
     logits = torch.randn(4, 1000).bfloat16()
     tokens = torch.tensor([0, 1, 2, 3])
-    logprobs, _ = losses.logprobs_and_entropy(logits, tokens)
+    logprobs = losses.token_logprobs(logits, tokens)
     expected = torch.log_softmax(logits.float(), -1).gather(-1, tokens[:, None])[:, 0]
     torch.testing.assert_close(logprobs, expected)

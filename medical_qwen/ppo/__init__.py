@@ -1,1 +1,7 @@
 """PPO with a value model on one shared base: pure losses in `losses`, the trainer in `trainer`."""
+
+from .config import PPOConfig
+from .loading import load_ppo_model
+from .trainer import PPOTrainer
+
+__all__ = ["PPOConfig", "PPOTrainer", "load_ppo_model"]

@@ -1,8 +1,8 @@
 """The arithmetic of PPO on token sequences: pure functions on tensors, each with its equation and its paper.
 
-Shapes: B responses, T token positions. A `mask` is 1 where a response has a token and 0 on the padding behind it; values
-outside the mask are ignored and come back as 0. Nothing here knows of models, devices or ranks: where a statistic has to
-cover all ranks, the caller passes `reduce`, a function that sums a tensor over the ranks.
+Shapes: B responses, T token positions. A `mask` is 1 where a response has a token and 0 on the padding behind it;
+values outside the mask are ignored and come back as 0. Nothing here knows of models, devices or ranks: where a statistic
+has to cover all ranks, the caller passes `reduce`, a function that sums a tensor over the ranks.
 
 Where the formulas of the papers leave room, this is what is done here:
 * the value after the last token of a response is 0, also for a response that was cut at the length limit;
@@ -111,7 +111,7 @@ def clipped_value_loss(
 
 
 def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: str) -> Tensor:
-    """Per-token estimate of KL(pi || pi_ref) from tokens drawn from pi (Schulman, "Approximating KL Divergence", 2020).
+    """Per-token estimate of KL(pi || pi_ref) from tokens of pi (Schulman, "Approximating KL Divergence", 2020).
 
         r  = pi_ref(a) / pi(a)
         k1 = -log r               unbiased, may be negative
@@ -161,8 +161,8 @@ def missing_eos_penalty(scores: Tensor, has_end: Tensor, penalty: float) -> Tens
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor, reduce: Reduce | None = None) -> Tensor:
     """Share of the returns' variance that the values explain: 1 - Var(R - V) / Var(R). Scalar.
 
-    1 is a perfect critic, 0 one that is as good as a constant; negative is worse than a constant. 0 if the returns do not
-    vary.
+    1 is a perfect critic, 0 one that is as good as a constant; negative is worse than a constant. 0 if the returns do
+    not vary.
     """
 
     def variance(x: Tensor) -> Tensor:
@@ -172,25 +172,36 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor, reduce: Re
     return torch.where(total > 0, 1 - variance(returns - values) / total.clamp(min=1e-12), 0)
 
 
-def logprobs_and_entropy(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Log-probability of each token and entropy of its distribution, in nats.
-
-        log p_a = z_a / tau - logsumexp(z / tau)
-        H       = logsumexp(z / tau) - sum_a p_a * z_a / tau
+def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
+    """Log-probability of each token, in nats: log p_a = z_a / tau - logsumexp(z / tau).
 
     Args:
         logits: (..., V), any floating type; computed in float32.
         tokens: (...).
 
     Returns:
-        log-probabilities (...) with gradient and entropies (...) without.
+        (...), float32.
     """
-    scaled = logits.float() / temperature
-    norm = torch.logsumexp(scaled, dim=-1)
-    logprobs = scaled.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - norm
-    with torch.no_grad():
-        entropy = norm - (torch.exp(scaled - norm.unsqueeze(-1)) * scaled).sum(-1)
-    return logprobs, entropy
+    scaled = _scaled(logits, temperature)
+    return scaled.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - torch.logsumexp(scaled, dim=-1)
+
+
+def token_entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Entropy of each position's distribution, in nats: H = logsumexp(z / tau) - sum_a p_a * z_a / tau.
+
+    Args:
+        logits: (..., V), any floating type; computed in float32.
+
+    Returns:
+        (...), float32.
+    """
+    scaled = _scaled(logits, temperature)
+    return torch.logsumexp(scaled, dim=-1) - (torch.softmax(scaled, dim=-1) * scaled).sum(-1)
+
+
+def _scaled(logits: Tensor, temperature: float) -> Tensor:
+    logits = logits.float()
+    return logits if temperature == 1.0 else logits / temperature
 
 
 @dataclass
