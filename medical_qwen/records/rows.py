@@ -43,10 +43,13 @@ def _first_lines(file: File) -> tuple[str, str]:
     """The first two lines that are not blank, without their edges. Of a very long line only the beginning."""
     lines: list[str] = []
     with file.text() as stream:
-        while len(lines) < 2 and (line := stream.readline(16 * CHUNK)):
+        while len(lines) < 2 and (line := stream.readline(64)):
+            array = line.lstrip().startswith("[")  # known by its first character: do not read 1 GB for it
+            if not (array or line.endswith("\n")):
+                line += stream.readline(16 * CHUNK)
             if line.strip():
                 lines.append(line.strip())
-            if line.lstrip().startswith("["):  # an array is known by its first character; do not read 1 GB for it
+            if array:
                 break
     return (*lines, "", "")[:2]
 
@@ -91,10 +94,9 @@ def _lines(file: File, _: str) -> Iterator[Row]:
 
 def _parsed_line(line: str) -> dict[str, Any] | BadRecord:
     try:
-        return _object(json.loads(line))
-    except json.JSONDecodeError as error:
-        got = f"{shown(line.strip())} ({error.msg} at character {error.pos + 1})"
-        return BadRecord("line", "one JSON object", got)
+        return _object(json.loads(line.strip()))
+    except ValueError as error:
+        return BadRecord("line", "one JSON object", f"{shown(line.strip())} ({error})")
 
 
 def _single(file: File, value: dict[str, Any] | BadRecord) -> Iterator[Row]:
