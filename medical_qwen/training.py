@@ -32,7 +32,6 @@ import torch.distributed as dist
 from datasets import Dataset
 from datasets.fingerprint import Hasher
 from transformers import HfArgumentParser, PreTrainedTokenizerBase, Trainer, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as hf_logging
 
 from medical_qwen.arguments import ALIASES
@@ -93,7 +92,11 @@ def _start(config: TrainingArguments) -> None:
     for noisy in ("httpx", "filelock", "matplotlib", "fsspec", "bitsandbytes", "DeepSpeed"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     hf_logging.set_verbosity_warning()
-    last = get_last_checkpoint(config.output_dir) if Path(config.output_dir).is_dir() else None
+    if config.deepspeed and config.use_cpu:
+        import deepspeed  # ZeRO-3 counts the ranks while the model loads, so they must have met before
+
+        deepspeed.init_distributed(dist_backend="gloo", verbose=False)
+    last = last_complete_checkpoint(Path(config.output_dir), config.world_size)
     asked = config.resume_from_checkpoint
     if asked and str(asked).lower() in ("true", "auto", "last"):
         config.resume_from_checkpoint = last
@@ -107,6 +110,21 @@ def _start(config: TrainingArguments) -> None:
             f"--output_dir {config.output_dir} holds the checkpoints of an earlier run: "
             "go on with --resume_from_checkpoint True, or choose another folder"
         )
+
+
+def last_complete_checkpoint(folder: Path, world_size: int) -> str | None:
+    """The newest `checkpoint-N` that was written to its end: a killed run may leave a half one behind."""
+
+    def complete(checkpoint: Path) -> bool:
+        try:
+            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))  # written last
+        except (OSError, ValueError):
+            return False
+        return len(list(checkpoint.glob("rng_state*.pth"))) >= world_size
+
+    found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    whole = [path for path in found if complete(path)]
+    return str(max(whole, key=lambda path: int(path.name.removeprefix("checkpoint-")))) if whole else None
 
 
 class Measured:

@@ -1,0 +1,364 @@
+"""PT and SFT through their real entry points, on a model of 100k parameters."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import pretraining
+import supervised_finetuning
+from medical_qwen.models import load_base, resolve
+from medical_qwen.perplexity import answer_likelihood
+from medical_qwen.rendering import Renderer
+from medical_qwen.training import last_complete_checkpoint, parse
+
+ROOT = Path(__file__).resolve().parents[1]
+QUIET = ["--report_to", "none", "--logging_steps", "1", "--gradient_checkpointing", "False", "--dtype", "float32"]
+
+
+def conversations(number: int, turns: int = 1) -> list[dict]:
+    rows = []
+    for i in range(number):
+        messages = []
+        for turn in range(turns):
+            question = f"第{i}位患者问：{'头痛' * (1 + i % 3)}怎么办？" + ("还有呢？" if turn else "")
+            messages += [{"role": "user", "content": question}]
+            messages += [{"role": "assistant", "content": f"{i}号：" + "多休息，多喝水。" * (1 + i % 5)}]
+        rows.append({"messages": messages})
+    return rows
+
+
+def write_rows(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    return write_rows(tmp_path / "train.jsonl", conversations(24))
+
+
+def sft(model, data, output, *flags) -> dict:
+    return supervised_finetuning.main(
+        [
+            "--model_name_or_path",
+            str(model),
+            "--train_file_dir",
+            str(data),
+            "--output_dir",
+            str(output),
+            *QUIET,
+            *flags,
+        ]
+    )
+
+
+def losses(output: Path) -> list[float]:
+    history = json.loads((output / "trainer_state.json").read_text())["log_history"]
+    return [row["loss"] for row in history if "loss" in row]
+
+
+def weights(output: Path) -> dict[str, torch.Tensor]:
+    return load_file(next(output.glob("*model.safetensors")))
+
+
+def same(first: dict, second: dict, tolerance: float) -> bool:
+    assert first.keys() == second.keys()
+    return all(torch.allclose(first[key], second[key], atol=tolerance, rtol=0) for key in first)
+
+
+def test_sft_leaves_a_complete_checkpoint(tiny_model, data, tmp_path):
+    out = tmp_path / "out"
+    summary = sft(tiny_model, data, out, "--use_peft", "True", "--max_steps", "6", "--validation_split_ratio", "0.25",
+                  "--learning_rate", "1e-2")  # fmt: skip
+    written = {path.name for path in out.iterdir()}
+    expected = ("adapter_config.json adapter_model.safetensors tokenizer.json tokenizer_config.json "
+                "chat_template.jinja training_args.json run_summary.json trainer_state.json loss.png")  # fmt: skip
+    assert set(expected.split()) <= written
+    assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert summary == json.loads((out / "run_summary.json").read_text())
+    assert summary["stage"] == "sft" and summary["parent"] == str(tiny_model) and summary["steps"] == 6
+    assert summary["data"]["files"][0]["sha256"] and summary["data"]["train"] == 18
+    assert summary["tokens_per_second"] > 0 and 0 <= summary["padding_share"] < 1 and summary["peak_memory_gib"] > 0
+    assert losses(out)[-1] < losses(out)[0] - 0.5
+    assert summary["metrics"]["eval_perplexity"] == pytest.approx(math.exp(summary["metrics"]["eval_loss"]))
+
+
+def test_evaluation_weighs_tokens_not_batches(tiny_model, tmp_path):
+    """The held-out loss is that of an independent count, whatever the batch size."""
+    held_out = conversations(7) + conversations(3, turns=3)
+    train, test = (
+        write_rows(tmp_path / "train.jsonl", conversations(30)[20:]),
+        write_rows(tmp_path / "test.jsonl", held_out),
+    )
+    found = [
+        sft(
+            tiny_model,
+            train,
+            tmp_path / size,
+            "--max_steps",
+            "1",
+            "--learning_rate",
+            "0",
+            "--validation_file_dir",
+            str(test),
+            "--per_device_eval_batch_size",
+            size,
+        )["metrics"]["eval_loss"]
+        for size in ("1", "4")
+    ]
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    renderer = Renderer(AutoTokenizer.from_pretrained(tiny_model))
+    reference = answer_likelihood(model, renderer, [row["messages"] for row in held_out])
+    assert found[0] == pytest.approx(found[1], abs=1e-5)
+    assert found[0] == pytest.approx(reference.nats / reference.tokens, abs=1e-5)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_accumulation_gives_the_curve_of_the_large_batch(tiny_model, data, tmp_path, method):
+    flags = ["--max_steps", "5", "--learning_rate", "5e-3", "--use_peft", str(method == "lora")]
+    sft(tiny_model, data, tmp_path / "large", *flags, "--per_device_train_batch_size", "4")
+    sft(tiny_model, data, tmp_path / "small", *flags, "--per_device_train_batch_size", "1",
+        "--gradient_accumulation_steps", "4")  # fmt: skip
+    assert losses(tmp_path / "small") == pytest.approx(losses(tmp_path / "large"), abs=2e-4)
+    assert same(weights(tmp_path / "small"), weights(tmp_path / "large"), 1e-3)
+
+
+def test_packing_gives_the_loss_and_the_update_of_single_rows(tiny_model, tmp_path):
+    """One step over all rows, packed and not: the same loss and, with plain SGD, the same weights."""
+    data = write_rows(tmp_path / "train.jsonl", conversations(12, turns=2))
+    flags = ["--max_steps", "1", "--optim", "sgd", "--learning_rate", "1", "--max_grad_norm", "1e9"]
+    sft(tiny_model, data, tmp_path / "single", *flags, "--per_device_train_batch_size", "12")
+    sft(tiny_model, data, tmp_path / "packed", *flags, "--per_device_train_batch_size", "12", "--packing", "True",
+        "--max_length", "512")  # fmt: skip
+    packed = json.loads((tmp_path / "packed" / "run_summary.json").read_text())
+    assert packed["padding_share"] == 0
+    assert losses(tmp_path / "packed")[0] == pytest.approx(losses(tmp_path / "single")[0], abs=1e-4)
+    before = load_file(tiny_model / "model.safetensors")
+    moved = weights(tmp_path / "single")
+    assert max((moved[key] - before[key]).abs().max() for key in before) > 1e-2
+    assert same(weights(tmp_path / "packed"), moved, 1e-4)
+
+
+def test_neftune_noise_is_of_the_stated_size_and_off_in_evaluation(tiny_model, data, tmp_path, monkeypatch):
+    """Uniform noise of alpha / sqrt(tokens * width) (arXiv 2310.05914), in training only."""
+    seen = {True: [], False: []}
+    forward = torch.nn.Embedding.forward
+
+    class Trainer(supervised_finetuning.Trainer):
+        def compute_loss(self, model, inputs, *args, **kwargs):
+            embedding = model.get_input_embeddings()
+            clean = forward(embedding, inputs["input_ids"])
+            noise = (embedding(inputs["input_ids"]) - clean).detach()
+            seen[model.training].append((noise.abs().max().item(), clean.shape[1] * clean.shape[2]))
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(supervised_finetuning, "Trainer", Trainer)
+    sft(tiny_model, data, tmp_path / "out", "--max_steps", "2", "--neftune_noise_alpha", "5",
+        "--validation_split_ratio", "0.25")  # fmt: skip
+    assert seen[True] and seen[False]
+    for largest, size in seen[True]:
+        assert 0.95 * 5 / math.sqrt(size) < largest <= 5 / math.sqrt(size) + 1e-6
+    assert all(largest == 0 for largest, _ in seen[False])
+
+
+@pytest.mark.parametrize("bits", ["4", "8"])
+def test_qlora_trains_an_adapter_on_a_quantised_base(tiny_model, data, tmp_path, bits):
+    sft(tiny_model, data, tmp_path / "out", "--use_peft", "True", "--load_in_bits", bits, "--max_steps", "8",
+        "--learning_rate", "1e-2")  # fmt: skip
+    assert losses(tmp_path / "out")[-1] < losses(tmp_path / "out")[0] - 0.3
+    assert all("lora_" in key for key in weights(tmp_path / "out"))
+    assert (tmp_path / "out" / "adapter_model.safetensors").stat().st_size < 400_000
+
+
+def test_a_chain_of_adapters_flows_from_stage_to_stage(tiny_model, data, tmp_path):
+    """PT adapter -> SFT adapter on it -> QLoRA on that: each stage takes the directory of the one before."""
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text(
+        "\n\n".join(f"{i}。发热时应多饮水，注意休息，体温过高时就医。" for i in range(20)), encoding="utf-8"
+    )
+    flags = ["--use_peft", "True", "--max_steps", "3", "--learning_rate", "1e-2"]
+    pretraining.main(["--model_name_or_path", str(tiny_model), "--train_file_dir", str(corpus), "--output_dir",
+                      str(tmp_path / "pt"), "--text_documents", "paragraph", *QUIET, *flags])  # fmt: skip
+    sft(tmp_path / "pt", data, tmp_path / "sft", *flags)
+    sft(tmp_path / "sft", data, tmp_path / "qlora", *flags, "--load_in_bits", "4")
+    lineage = resolve(str(tmp_path / "qlora"))
+    assert lineage.root == str(tiny_model)
+    assert [Path(path).name for path in lineage.adapters] == ["pt", "sft", "qlora"]
+
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for stage in ("pt", "sft"):
+        (tmp_path / stage).rename(moved / stage)
+    assert [Path(path).parent for path in resolve(str(moved / "sft")).adapters] == [moved, moved]
+    base, tuned = load_base(resolve(str(tiny_model))), load_base(resolve(str(moved / "sft")))
+    ids = torch.tensor([[5, 6, 7]])
+    assert (base(ids).logits - tuned(ids).logits).abs().max() > 1e-3
+
+
+def test_the_first_stage_may_start_from_nothing(tiny_model, tmp_path):
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("发热时应多饮水，注意休息。" * 200, encoding="utf-8")
+    out = tmp_path / "out"
+    pretraining.main(["--config_name", str(tiny_model), "--tokenizer_name_or_path", str(tiny_model),
+                      "--train_file_dir", str(corpus), "--output_dir", str(out), "--max_steps", "12",
+                      "--max_length", "64", "--learning_rate", "1e-2", *QUIET])  # fmt: skip
+    assert losses(out)[0] > 5 and losses(out)[-1] < 3
+    assert AutoModelForCausalLM.from_pretrained(out).num_parameters() > 50_000
+
+
+def test_pretraining_learns_every_token_of_a_long_document(tiny_model):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    text = "发热时应多饮水。<|im_end|>" * 20
+    rows = pretraining.encode({"text": [text, "短文"]}, tokenizer, max_length=32)
+    joined = [token for row in rows["input_ids"] for token in row]
+    assert tokenizer.decode([token for token in joined if token != tokenizer.eos_token_id]) == text + "短文"
+    assert joined.count(tokenizer.eos_token_id) == 2  # the ends of the documents, not what the text spells out
+    assert max(map(len, rows["input_ids"])) == 32
+    for ids, labels in zip(rows["input_ids"], rows["labels"], strict=True):
+        assert labels == [-100, *ids[1:]]
+
+
+def command(model, data, output, *flags) -> list[str]:
+    return [sys.executable, "supervised_finetuning.py", "--model_name_or_path", str(model), "--train_file_dir",
+            str(data), "--output_dir", str(output), *QUIET, *flags]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_equals_uninterrupted(tiny_model, data, tmp_path):
+    flags = ["--max_steps", "14", "--learning_rate", "1e-2", "--save_steps", "3", "--per_device_train_batch_size", "2",
+             "--lora_dropout", "0.1", "--use_peft", "True", "--resume_from_checkpoint", "True"]  # fmt: skip
+    sft(tiny_model, data, tmp_path / "whole", *flags)
+    killed = tmp_path / "killed"
+    process = subprocess.Popen(command(tiny_model, data, killed, *flags), cwd=ROOT, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while last_complete_checkpoint(killed, 1) is None and time.time() < deadline:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (killed / "run_summary.json").exists()
+    half = killed / "checkpoint-999"  # as a kill in the middle of saving leaves it
+    half.mkdir()
+    (half / "trainer_state.json").write_text("{")
+    summary = sft(tiny_model, data, killed, *flags)
+    assert summary["resumed_from"] and summary["steps"] == 14
+    assert losses(killed)[-1] == losses(tmp_path / "whole")[-1]
+    assert same(weights(killed), weights(tmp_path / "whole"), 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["zero2.json", "zero3.json"])
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_deepspeed_on_two_ranks(tiny_model, tmp_path, stage, method):
+    """Two gloo ranks with an uneven number of rows train, save once, and the model loads; the loss falls."""
+    data = write_rows(tmp_path / "train.jsonl", conversations(23))
+    out = tmp_path / "out"
+    flags = ["--deepspeed", stage, "--use_cpu", "True", "--use_peft", str(method == "lora"), "--num_train_epochs", "2",
+             "--per_device_train_batch_size", "2", "--learning_rate", "1e-2", "--save_strategy", "no"]  # fmt: skip
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*launch, *command(tiny_model, data, out, *flags)[1:]],
+        cwd=ROOT, env=os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    summary = json.loads((out / "run_summary.json").read_text())
+    assert summary["world_size"] == 2 and summary["steps"] == 12
+    assert losses(out)[-1] < losses(out)[0] - 0.5
+    tuned = load_base(resolve(str(out)))
+    ids = torch.tensor([[5, 6, 7, 8]])
+    assert (tuned(ids).logits - load_base(resolve(str(tiny_model)))(ids).logits).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--no_such_flag", "1"], "unknown flag or value: --no_such_flag 1"),
+        (["--template_name", "vicunna"], "vicuna"),
+        (["--load_in_bits", "4"], "add --use_peft True"),
+        (["--load_in_bits", "3", "--use_peft", "True"], "expected 4 or 8"),
+        (["--model_name_or_path", "./no_such_model"], "no such model directory"),
+        (["--validation_split_ratio", "1.5"], "--validation_split_ratio"),
+        (["--max_length", "4"], "--max_length is too short"),
+        (["--resume_from_checkpoint", "no_such_checkpoint"], "does not exist"),
+    ],
+)
+def test_wrong_flags_are_named_and_nothing_is_written(tiny_model, data, tmp_path, capsys, flags, message):
+    out = tmp_path / "out"
+    with pytest.raises((SystemExit, ValueError, FileNotFoundError)) as error:
+        sft(tiny_model, data, out, *flags)
+    assert message in str(error.value) + capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_an_earlier_run_is_not_overwritten(tiny_model, data, tmp_path):
+    out = tmp_path / "out"
+    sft(tiny_model, data, out, "--max_steps", "1")
+    with pytest.raises((SystemExit, ValueError), match="earlier run"):
+        sft(tiny_model, data, out, "--max_steps", "1")
+
+
+@pytest.mark.slow
+def test_a_bad_file_ends_with_a_message_and_exit_code_1(tiny_model, tmp_path):
+    rows = [json.dumps(row, ensure_ascii=False) for row in conversations(20)]
+    rows[16] = rows[16][:-9]
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text("\n".join(rows), encoding="utf-8")
+    done = subprocess.run(
+        command(tiny_model, bad, tmp_path / "out"), cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert f"{bad}:17" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_medicalgpt_spellings_are_aliases(tiny_model, data, tmp_path):
+    old = [
+        "--lora_rank",
+        "4",
+        "--target_modules",
+        "q_proj",
+        "v_proj",
+        "--torch_dtype",
+        "float32",
+        "--model_max_length=99",
+    ]
+    args, _, config = parse(
+        supervised_finetuning.ModelArguments, supervised_finetuning.DataArguments, supervised_finetuning.SFTConfig,
+        argv=["--model_name_or_path", "x", "--train_file_dir", str(data), "--output_dir", str(tmp_path / "o"), *old],
+    )  # fmt: skip
+    assert (args.lora_r, args.lora_target_modules, args.dtype) == (4, ["q_proj", "v_proj"], "float32")
+    assert config.max_length == 99
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in ROOT.glob("run_*.sh")))
+def test_the_flags_of_a_run_script_are_those_of_its_stage(script, tmp_path):
+    """Every shipped setting parses against its script: `launch` is replaced by the script's own parser."""
+    lines = (ROOT / script).read_text(encoding="utf-8")
+    if "\nlaunch " not in lines:
+        pytest.skip("does not launch a stage itself")
+    words = [
+        "bash",
+        "-c",
+        f"launch() {{ printf '%s\\0' \"$@\"; }}; {lines.replace('. tools/launch.sh', 'MODEL=model')}",
+    ]
+    out = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")[:-1]
+    check = (
+        "import sys, medical_qwen.training as t\n"
+        "def stop(*a, **k): raise SystemExit(0)\n"
+        "t._start = stop\n"
+        f"import {Path(out[0]).stem} as stage\n"
+        "stage.main(sys.argv[1:])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", check, *out[1:]], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
