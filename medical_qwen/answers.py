@@ -18,9 +18,8 @@ NUMBER_HINT = "请写出计算过程，并在最后一行写：答案：数值"
 _LETTERS = "ABCDEFGH"
 _RESTATED = "\x01"  # stands behind a letter whose option text followed it
 
-_THINKING = re.compile(r"<think>.*?</think>", re.DOTALL)
 _ANSWER_TAG = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.DOTALL)
-_BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
+_BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
 _MARKUP = re.compile(r"\\(?:text|mathrm|mathbf|textbf|rm)\b\s*|[*`${}_]")
 
 _CHOICE_CUE = (
@@ -30,6 +29,8 @@ _CHOICE_CUE = (
     r"|(?<!not\s)(?<!n't\s)\b(?:choose|select|pick)\b))"
     r"\s*[:=]?\s*(?:选项|(?i:(?:option|choice|letter)s?\b))?\s*:?\s*"
 )
+_CUE = re.compile(_CHOICE_CUE)
+_LABEL = re.compile(r"(?<![A-Za-z0-9])([A-Z])\)?\s*[.、:,)]*\s*")
 _DENIED = re.compile(
     r"\s*(?:选项|项)?\s*(?:均|都|是|就|为)*\s*(?:错|不对|不正确|不符|不合|不选|不是|不成立|(?i:(?:is|are)\s+(?:not|wrong|incorrect)))"
 )
@@ -41,6 +42,7 @@ _STRONG_CUE = re.compile(
     r"(?:答案|结果|结论)[\]】]?\s*(?:应该|应当|应)?(?:约|大约)?(?:是|为|[:=≈])|(?i:\b(?:answer|result)\s*(?:is|[:=]))|####"
 )
 _WEAK_CUE = re.compile(r"因此|所以|综上|最终|故|(?i:\b(?:therefore|thus|hence|so|finally)\b)")
+_CUES_TRIED, _SENTENCE_LENGTH = 20, 400  # from the end; a degenerate reply must not take quadratic time
 _SENTENCE_END = re.compile(r"[。;!?！？；\n]|\.(?=\s|$)")
 
 
@@ -58,7 +60,12 @@ def strip_thinking(text: str) -> str:
     Halves of a block count as well: of a reply that began inside a block which the prompt had opened
     (`… </think> answer`), and of one that was cut off while thinking (`<think> …`: nothing is left, no answer came).
     """
-    return _THINKING.sub("", text).rpartition("</think>")[2].partition("<think>")[0].strip()
+    kept: list[str] = []
+    *closed, rest = text.split("</think>")
+    for block in closed:
+        before, opened, _ = block.partition("<think>")
+        kept = [*kept, before] if opened else []
+    return "".join([*kept, rest.partition("<think>")[0]]).strip()
 
 
 def choice_prompt(question: str, options: Mapping[str, str | None]) -> str:
@@ -77,8 +84,7 @@ def judge_choice(reply: str, answer: str | None, options: Mapping[str, str | Non
     if options is not None and not isinstance(options, Mapping):
         raise ValueError(f"options: expected {{letter: text}}, got {str(options)[:60]}")
     gold = re.sub(r"[\s,、，;；/]", "", unicodedata.normalize("NFKC", str(answer or ""))).upper()
-    known = "".join(letter for letter, text in options.items() if text is not None) if options else _LETTERS
-    if not gold or not set(gold) <= set(known):
+    if not gold or not set(gold) <= set(_known_letters(options)):
         return None
     read = read_choice(reply, options)
     return Judgement(read, read == "".join(sorted(set(gold))))
@@ -115,9 +121,10 @@ def read_choice(reply: str, options: Mapping[str, str | None] | None = None) -> 
     """
     given = {k: _normal(text) for k, text in (options or {}).items() if text is not None and str(text).strip()}
     text = unicodedata.normalize("NFKC", _last_answer_tag(strip_thinking(reply)))
-    letters = _letter_set("".join(options) if options else _LETTERS)
+    text = re.sub(r"\s+", lambda space: "\n" if "\n" in space[0] else " ", text)
+    letters = _letter_set(_known_letters(options))
     bold = [found[1] for found in re.finditer(rf"\*\*\s*({letters})\s*[.、。:]?\s*\*\*", text)]
-    text = _with_letters(_MARKUP.sub("", _BOXED.sub(r"答案:\1。", text)), given)
+    text = _with_letters(_MARKUP.sub("", _BOXED.sub(r"答案:\1。", text)), given, letters)
     stated = [
         found[1] for found in re.finditer(rf"{_CHOICE_CUE}({letters})", text) if not _DENIED.match(text, found.end())
     ]
@@ -146,6 +153,10 @@ def read_quantity(reply: str, unit: str = "") -> Quantity | None:
     return (found[0] if first else found[-1]) if found else None
 
 
+def _known_letters(options: Mapping[str, str | None] | None) -> str:
+    return "".join(letter for letter, text in options.items() if text is not None) if options else _LETTERS
+
+
 def _normal(text: str) -> str:
     return _MARKUP.sub("", unicodedata.normalize("NFKC", str(text))).strip()
 
@@ -159,17 +170,28 @@ def _letter_set(letters: str) -> str:
     """Pattern of one or several option letters: C, (C), AC, A、C, A and C, A. text; C. text."""
     one = rf"\(?[{letters}]\)?{_RESTATED}?"
     between = rf"(?:(?<={_RESTATED})[\s;,、。.]*|[ \t]*(?:[,、和与及&+/;]|以及|and\b)?[ \t]*)"
-    return rf"(?<![A-Za-z0-9]){one}(?:{between}{one})*(?![A-Za-z0-9])"
+    return rf"(?<![A-Za-z0-9]){one}(?:{between}{one}){{0,9}}(?![A-Za-z0-9])"
 
 
-def _with_letters(text: str, options: Mapping[str, str]) -> str:
-    """`A. text of A` becomes a marked A, and so does the bare text of A behind a cue."""
-    for letter, option in sorted(options.items(), key=lambda item: -len(item[1])):
-        text = re.sub(
-            rf"(?<![A-Za-z0-9])({letter}\)?)\s*[.、:,]*\s*{re.escape(option)}(?!\d)", rf"\1{_RESTATED}", text
-        )
-        if not re.fullmatch(_letter_set(_LETTERS), option):
-            text = re.sub(rf"({_CHOICE_CUE}){re.escape(option)}(?!\w)", rf"\1{letter}{_RESTATED}", text)
+def _with_letters(text: str, options: Mapping[str, str], letters: str) -> str:
+    """`A. text of A` becomes a marked A, and so does the bare text of an option behind a cue."""
+
+    def restated(found: re.Match, letter: str) -> bool:
+        end = found.end() + len(options[letter])
+        return text.startswith(options[letter], found.end()) and not re.match(r"\w", text[end : end + 1])
+
+    by_length = sorted(
+        (k for k, option in options.items() if not re.fullmatch(letters, option)), key=lambda k: -len(options[k])
+    )
+    for opening, labelled in ((_LABEL, True), (_CUE, False)):
+        pieces, at = [], 0
+        for found in opening.finditer(text):
+            candidates = [found[1]] * (found[1] in options) if labelled else by_length
+            letter = next((letter for letter in candidates if restated(found, letter)), None)
+            if letter and found.start() >= at:
+                pieces += [text[at : found.start() if labelled else found.end()], letter, _RESTATED]
+                at = found.end() + len(options[letter])
+        text = "".join([*pieces, text[at:]])
     return text
 
 
@@ -195,8 +217,9 @@ def _conclusion(reply: str, find) -> tuple[str, bool]:
     tagged = _ANSWER_TAG.findall(answer)
     text = quantities.normalise(_BOXED.sub(r"答案:\1 ", tagged[-1] if tagged else answer))
     for cue, first in ((_STRONG_CUE, True), (_WEAK_CUE, False)):
-        for found in reversed(list(cue.finditer(text))):
-            sentence = _SENTENCE_END.split(text[found.end() :].lstrip(), maxsplit=1)[0]
+        for found in list(cue.finditer(text))[: -_CUES_TRIED - 1 : -1]:
+            follows = text[found.end() : found.end() + _SENTENCE_LENGTH].lstrip()
+            sentence = _SENTENCE_END.split(follows, maxsplit=1)[0]
             if find(sentence):
                 return sentence, first
     return text, bool(tagged)

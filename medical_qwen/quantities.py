@@ -62,7 +62,8 @@ _ATOMS = {
 }
 _ATOMS |= {name: (size, "length", 3) for size, names in _LITRES.items() for name in names.split()}
 _ATOMS |= {name: (size, "length", 2) for size, names in _AREAS.items() for name in names.split()}
-_DIVIDERS = r"/|每(?![日天次周晚])|\bper\b"
+_ATOMS["bpm"] = (1 / 60, "time", -1)
+_DIVIDERS = r"/|每(?![日天次周晚])"
 
 _NUMBER = (
     r"(?<![A-Za-z\d.^_])(?:(?<![A-Za-z0-9)%])[-+])?"
@@ -80,7 +81,9 @@ _REWRITES = [
     (r"\{,\}", ","),
     (r"\\(?=[%$])|\*\*|[`${}]", ""),
     (r"[−–]", "-"),
+    (r"\s+", lambda found: "\n" if "\n" in found[0] else " "),
     (r"[•⋅∙]", "·"),
+    (r"\s*\bper\s+", "/"),
     (r"百分之\s*(\d+(?:\.\d+)?)", r"\1%"),
 ]
 
@@ -126,12 +129,15 @@ def _unit_pattern(extra: str) -> str:
 
 
 def find_quantities(text: str, unit: str = "") -> list[Quantity]:
-    """All numbers of a text with the units behind them, in order. `unit` is understood beside the known ones; if it is
-    a rate, so is 每小时…20 毫升."""
+    """All numbers of a text with the units behind them, in order. A range (10-20 mg) is not a number and left out.
+
+    `unit` is understood beside the known ones; if it is a rate, so is 每小时 … 20 毫升.
+    """
     text, unit = normalise(text), _written(unit)
     pattern = _unit_pattern("" if _dimension(unit) else unit)
     if re.search(_DIVIDERS, unit):
         text = re.sub(rf"每\s*({pattern})([^\d,，。;\n]{{0,12}}{_NUMBER})\s*({pattern})", r"\2 \3/\1", text)
+    text = re.sub(rf"{_NUMBER}\s*(?:{pattern})?\s*[-~至到]\s*{_NUMBER}\s*(?:{pattern})?", " ", text)
     found = re.finditer(rf"({_NUMBER})\s*个?\s*({pattern})?", text)
     return [Quantity(value, _written(match[2] or "")) for match in found if (value := _value(match[1])) is not None]
 
@@ -215,7 +221,7 @@ def _dimension(unit: str) -> tuple[float, frozenset] | None:
             side = -1
             continue
         if found := re.fullmatch(r"10\^(\d+)", part):
-            size *= 10.0 ** (side * int(found[1]))
+            size *= float(f"1e{found[1]}") ** side
             continue
         name, power = part, 1
         if name not in _ATOMS and (found := re.fullmatch(r"(.+?)\^?(-?\d)", part)):
@@ -223,10 +229,10 @@ def _dimension(unit: str) -> tuple[float, frozenset] | None:
         if name not in _ATOMS:
             return None
         unit_size, kind, dimension = _ATOMS[name]
-        power *= side
-        size *= unit_size**power
+        size *= unit_size ** (power * side)
         if kind:
-            kinds[kind, power > 0] += abs(power) * dimension
+            exponent = power * side * dimension
+            kinds[kind, exponent > 0] += abs(exponent)
     return size, frozenset(kinds.items())
 
 
@@ -238,7 +244,7 @@ def _value(number: str) -> float | None:
     for part in number.rstrip("万亿").split("/"):
         mantissa, _, power = re.sub(r"[×xX*·]?10\^", "^", part).partition("^")
         mantissa = mantissa + "1" if mantissa in ("", "+", "-") else mantissa
-        parts.append(float(mantissa) * 10.0 ** int(power or 0))
+        parts.append(float(f"{mantissa}e{power}" if power else mantissa))
     if 0 in parts[1:]:
         return None
     value = scale * parts[0] / math.prod(parts[1:])

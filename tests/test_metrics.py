@@ -127,9 +127,9 @@ def test_a_pair_of_7000_characters_takes_under_a_second(level):
     draw = random.Random(0)
     texts = ["".join(draw.choices("患者应当在医生指导下用药并定期复查血压，", k=7000)) for _ in range(2)]
     metrics.score_texts(["热身"], [["热身"]], level)  # jieba loads its dictionary
-    start = time.perf_counter()
+    start = time.process_time()
     metrics.score_texts([texts[0]], [[texts[1]]], level)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 @pytest.mark.parametrize("level", metrics.TOKENIZERS)
