@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .messages import AT, Message, from_items, from_openai, from_sharegpt, stripped, text_of, tools_of
+from .messages import AT, Message, finished, from_items, from_openai, from_sharegpt, stripped, text_of, tools_of
 from .problems import BadRecord, names, shown
 
 Row = dict[str, Any]
@@ -62,10 +62,9 @@ def _list_of(row: Row, columns: tuple[str, ...], *keys: str) -> str | None:
 
 
 def _pair(row: Row) -> tuple[str, str] | None:
-    for chosen, rejected in (("chosen", "rejected"), ("response_chosen", "response_rejected"), ("chosen", "reject")):
-        if chosen in row or rejected in row:
-            return chosen, rejected
-    return None
+    pairs = ("chosen", "rejected"), ("response_chosen", "response_rejected"), ("chosen", "reject")
+    whole = [pair for pair in pairs if row.keys() >= set(pair)]
+    return next(iter(whole), next((pair for pair in pairs if not row.keys().isdisjoint(pair)), None))
 
 
 def _replies(row: Row) -> Row:
@@ -133,7 +132,7 @@ def _conversation_pair(row: Row) -> Row:
 )
 def _openai_pair(row: Row) -> Row:
     replies = _replies(row)
-    chosen, rejected = replies["chosen"], replies["rejected"]
+    chosen, rejected = finished(replies["chosen"]), finished(replies["rejected"])
     if isinstance(row.get("prompt"), list):
         prompt = from_openai(row["prompt"], "prompt")
     else:

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from .messages import Message, check_said, finished, repaired
+from .messages import AT, Message, check_said, finished, repaired
 from .problems import BadRecord, LeftOut, shown
 
 Record = dict[str, Any]
@@ -88,7 +88,7 @@ def _preference(draft: Record, repairs: Repairs) -> Record:
         reply = draft[name]
         if len(reply) != 1 or reply[0]["role"] != "assistant":
             raise BadRecord(name, "one reply of the assistant after the shared turns", _roles(reply))
-        check_said(reply[0])
+        check_said({AT: name} | reply[0])
         replies[name] = finished(reply)
     if replies["chosen"] == replies["rejected"]:
         raise BadRecord("rejected", "another reply than chosen", "the same one")

@@ -77,7 +77,7 @@ def _cache_root() -> Path:
 
 def _key(args: DataArguments, form: str, seed: int, train: list[Source], validation: list[Source]) -> str:
     """Of everything that the result depends on: content, options, this package's own code."""
-    options = {name: value for name, value in asdict(args).items() if name not in ("num_proc", "show_samples")}
+    options = {name: value for name, value in asdict(args).items() if name != "show_samples"}
     code = [hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(Path(__file__).parent.glob("*.py"))]
     files = [[(source.name, source.sha256) for source in part] for part in (train, validation)]
     return hashlib.sha256(json.dumps([options, form, seed, files, code], default=str).encode()).hexdigest()[:32]
