@@ -67,10 +67,10 @@ _TURNS = """\
 {%- for message in turns -%}
     {%- if message['role'] == 'user' -%}
         {{- USER -}}
-    {%- elif message['role'] == 'assistant' -%}
+    {%- elif message['role'] == 'assistant' and not message['tool_calls'] -%}
         {{- ASSISTANT -}}
     {%- else -%}
-        {{- raise_exception('this chat template has no place for a message of role ' ~ message['role']) -}}
+        {{- raise_exception('no place for role ' ~ message['role'] ~ (' with tool calls' if message['tool_calls'])) -}}
     {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}

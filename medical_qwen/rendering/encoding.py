@@ -4,7 +4,9 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from itertools import chain
+from operator import gt
+from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -118,46 +120,8 @@ class Encoder:
         if backend.encode_special_tokens:
             backend.encode_special_tokens = False
         encoded = backend.encode(text, add_special_tokens=False)
-        starts, ends, last = [], [], 0
-        for start, end in encoded.offsets:
-            starts.append(min(start, last))  # where offsets leave out a leading space, it is the token's all the same
-            last = max(end, last)
-            ends.append(last)
+        offsets = encoded.offsets
+        starts, ends = [start for start, _ in offsets], [end for _, end in offsets]
+        if any(map(gt, starts, chain([0], ends))):  # where offsets leave out a leading space, it is the token's too
+            starts = list(map(min, starts, chain([0], ends)))
         return encoded.ids, starts, ends
-
-
-def shield(value: Any, pattern: re.Pattern[str], hidden: list[str]) -> Any:
-    """A copy of nested data in which every match of `pattern` in a string is one private-use character.
-
-    The matches are added to `hidden`; character number i of `reveal` stands for `hidden[i]`.
-    """
-    if isinstance(value, str):
-
-        def hide(match: re.Match[str]) -> str:
-            hidden.append(match[0])
-            return chr(_HIDDEN + len(hidden) - 1)
-
-        return pattern.sub(hide, value)
-    if isinstance(value, dict):
-        return {shield(key, pattern, hidden): shield(item, pattern, hidden) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [shield(item, pattern, hidden) for item in value]
-    return value
-
-
-_HIDDEN = 0xF1000
-
-
-def reveal(text: str, hidden: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
-    """The text with the shielded strings back in place, and (position before, length gained) of each."""
-    if not hidden:
-        return text, []
-    gained: list[tuple[int, int]] = []
-
-    def show(match: re.Match[str]) -> str:
-        original = hidden[ord(match[0]) - _HIDDEN]
-        gained.append((match.start(), len(original) - 1))
-        return original
-
-    characters = f"[{chr(_HIDDEN)}-{chr(_HIDDEN + len(hidden) - 1)}]"
-    return re.sub(characters, show, text), gained

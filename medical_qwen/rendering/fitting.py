@@ -3,11 +3,9 @@
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, fields
-from typing import Any, Protocol
 
-from .encoding import Span
-
-Message = dict[str, Any]
+from .messages import Message
+from .rendered import Rendered
 
 
 @dataclass(frozen=True)
@@ -56,18 +54,6 @@ class TruncationReport:
         )
 
 
-class Built(Protocol):
-    """A rendered conversation, as far as shortening needs it."""
-
-    starts: list[int]
-    ends: list[int]
-    text: str
-    contents: tuple[Span, ...]
-
-    def needed(self) -> int:
-        """How many of its tokens have to stay."""
-
-
 def exchanges(messages: Sequence[Message]) -> tuple[list[Message], list[list[Message]]]:
     """The system messages in front, and the rest cut before every question."""
     head = 0
@@ -84,8 +70,8 @@ def exchanges(messages: Sequence[Message]) -> tuple[list[Message], list[list[Mes
 
 
 def shorten(
-    messages: Sequence[Message], max_length: int | None, build: Callable[[list[Message]], Built]
-) -> tuple[Built, int, int]:
+    messages: Sequence[Message], max_length: int | None, build: Callable[[list[Message]], Rendered]
+) -> tuple[Rendered, int, int]:
     """Leave out the oldest exchanges, then the beginning of the last question, until `build` needs <= `max_length`.
 
     Returns what was built last (still too long if even that did not suffice), the exchanges dropped and the tokens cut
@@ -95,7 +81,7 @@ def shorten(
     if max_length is None or built.needed() <= max_length:
         return built, 0, 0
     head, turns = exchanges(messages)
-    tried: dict[int, Built] = {}
+    tried: dict[int, Rendered] = {}
 
     def fits(dropped: int) -> bool:
         tried[dropped] = build([*head, *(message for turn in turns[dropped:] for message in turn)])
@@ -118,7 +104,7 @@ def shorten(
     return built, dropped, cut
 
 
-def _cut_oldest(messages: list[Message], built: Built, over: int) -> tuple[list[Message], int]:
+def _cut_oldest(messages: list[Message], built: Rendered, over: int) -> tuple[list[Message], int]:
     """Copies of the messages with `over` tokens fewer at the beginning of the question; and how many were taken."""
     shorter, taken = list(messages), 0
     for span in built.contents:

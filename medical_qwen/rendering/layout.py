@@ -17,12 +17,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-Message = dict[str, Any]
+from .messages import Message
+
 Render = Callable[[list[Message], bool], str]  # (messages, add_generation_prompt) -> text
 
 _FIRST, _LAST = 0x100000, 0x10FFFD
-_SLOT = re.compile(f"([{chr(_FIRST)}-{chr(_LAST)}])")
+SLOT = re.compile(f"([{chr(_FIRST)}-{chr(_LAST)}])")
 _TOOL_RESPONSE = ("<tool_response>", "</tool_response>")
+_TEXT_MARK = re.compile(r"\s*(<[^<>\s]+>|[^<\s][^<]*?)(?=\s*(?:<|$))")  # an end of turn that is no token
 FIELDS = ("content", "reasoning_content")
 
 
@@ -129,8 +131,8 @@ def shape(skeleton: Sequence[Message]) -> Any:
 
 
 def _parse(text: str) -> tuple[list[str], list[Slot]]:
-    text = re.sub(f"{_TOOL_RESPONSE[0]}({_SLOT.pattern[1:-1]}){_TOOL_RESPONSE[1]}", r"\1", text)
-    parts = _SLOT.split(text)
+    text = re.sub(f"{_TOOL_RESPONSE[0]}({SLOT.pattern[1:-1]}){_TOOL_RESPONSE[1]}", r"\1", text)
+    parts = SLOT.split(text)
     numbers = [ord(mark) - _FIRST for mark in parts[1::2]]
     return parts[0::2], [Slot(number // 2, FIELDS[number % 2]) for number in numbers]
 
@@ -149,22 +151,23 @@ class LayoutBuilder:
     """
 
     def __init__(self, render: Render, controls: re.Pattern[str], special: re.Pattern[str], eos: str) -> None:
-        self._controls, self._special = controls, special
+        self._special = special
+        self._eos_too = re.compile(f"(?:{special.pattern})*?{re.escape(eos)}")
         user, answer = {"role": "user", "content": chr(_FIRST)}, {"role": "assistant", "content": chr(_FIRST + 2)}
         after = {"role": "user", "content": chr(_FIRST + 4)}
-        last = _parse(render([user, answer], False))[0][-1]
-        first, self.header, between, _ = _parse(render([user, answer, after], False))[0]
-        prompt = _parse(render([user], True))[0][-1]
-        own = _shared(last, between)
-        self.own_words = first + prompt + between
-        leading = controls.match(own, len(own) - len(own.lstrip()))
-        self.end_mark: str | None = leading[0] if leading else own.strip() or None
-        # Without an end mark, the mark of the next role is what the model writes to stop.
-        following = controls.match(between.lstrip())
-        self.role_mark = following[0] if following and not self.end_mark else None
-        self._marks = [mark for mark in {self.end_mark, eos} if mark]
-        tail = _parse(render([user], False))[0][-1]
-        self._generation = prompt[len(tail) :] if prompt.startswith(tail) else ""
+        short, long = _parse(render([user, answer], False))[0], _parse(render([user, answer, after], False))[0]
+        asked, prompt = _parse(render([user], False))[0][-1], _parse(render([user], True))[0][-1]
+        if (len(short), len(long)) != (3, 4):
+            raise ValueError("the chat template does not write the texts of user and assistant once each, in order")
+        # The template's own words around plain turns; what it adds for generation; what ends an answer. Where nothing
+        # does (ChatGLM3), the mark of the next role is what the model writes to stop.
+        self.own_words = long[0] + prompt + long[2]
+        self._generation = prompt.removeprefix(asked) if prompt.startswith(asked) else ""
+        leading = [controls.match(piece.lstrip()) for piece in (short[2], long[2])]
+        self.end_marks = [match[0] for match in leading if match]
+        if not leading[0] and (mark := _TEXT_MARK.match(_shared(short[2], long[2]))):
+            self.end_marks.append(mark[1])
+        self._marks = list(dict.fromkeys([*self.end_marks, eos]))
 
     def build(self, skeleton: list[Message], render: Render, generation: bool) -> Layout:
         """The layout of a conversation (`render` knows its tools); with `generation`, of the prompt for an answer."""
@@ -191,9 +194,9 @@ class LayoutBuilder:
         begin = self._begin(skeleton[:k], pieces[header], bool(own_slots), render)
         piece = own_slots[-1] + 1 if own_slots else header
         offset = 0 if own_slots else begin
-        # What the template writes after the answer even if nothing follows, is the answer's own.
+        # What the template writes after the answer even if nothing follows is the answer's own; no half of a mark.
         alone = _parse(render(skeleton[: k + 1], False))[0][-1]
-        own = _shared(alone, pieces[piece])
+        own = re.sub(r"<[^<>]*$", "", _shared(alone, pieces[piece]))
         end, closed = self._end(own, pieces[piece], offset)
         return Answer(k, Mark(header, begin), Mark(piece, end), closed)
 
@@ -214,15 +217,18 @@ class LayoutBuilder:
         raise ValueError(f"cannot tell where an empty answer begins in the chat template's words {header!r}")
 
     def _end(self, own: str, piece: str, offset: int) -> tuple[int, bool]:
-        """Where in the piece after an answer its last token ends, and whether that is an end-of-turn mark."""
+        """Where in the piece after an answer its last token ends, and whether that is an end-of-turn mark.
+
+        `own` is what the template writes of the piece even if no message follows.
+        """
+        spaces = len(piece) - len(piece[offset:].lstrip())
+        if mark := next((mark for mark in self._marks if piece.startswith(mark, spaces)), None):
+            end = spaces + len(mark)
+            following = self._eos_too.match(own, end)  # Cohere ends the response, then the turn
+            return (following.end() if following else end), True
         ends = [at + len(mark) for mark in self._marks if (at := own.find(mark, offset)) >= 0]
-        if ends:
+        if ends:  # after a tool call
             return min(ends), True
         if special := self._special.search(own, offset):
             return special.end(), True
-        if offset + len(own[offset:].rstrip()) > offset:  # a tool call that nothing ends
-            return len(own.rstrip()), False
-        spaces = len(piece) - len(piece[offset:].lstrip())
-        if self.role_mark and piece.startswith(self.role_mark, spaces):
-            return spaces + len(self.role_mark), True
-        return offset, False
+        return max(offset, len(own.rstrip())) if own[offset:].strip() else offset, False

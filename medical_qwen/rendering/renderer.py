@@ -4,7 +4,6 @@ import logging
 import re
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
@@ -12,42 +11,14 @@ from transformers import PreTrainedTokenizerBase
 
 from template import TEMPLATES
 
-from .encoding import Encoder, Span, reveal, shield
+from .encoding import Encoder, Span
 from .fitting import Truncation, exchanges, shorten
-from .layout import Layout, LayoutBuilder, Message, outline, shape
+from .layout import FIELDS, SLOT, Layout, LayoutBuilder, outline, shape
+from .messages import Message, ToolCalls, checked, reveal, shield
+from .rendered import Region, Rendered
 
 logger = logging.getLogger(__name__)
 _MAX_LAYOUTS = 4096
-
-
-class Region(NamedTuple):
-    """An answer, `start:end` in the text, the end-of-turn mark included if it is `closed` by one."""
-
-    start: int
-    end: int
-    message: int
-    closed: bool
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """A conversation as the model reads it.
-
-    `mask[i]` is 1 where the assistant wrote `input_ids[i]`. Token i stands at `starts[i]:ends[i]` of `text`.
-    `contents` are the texts of the messages, `answers` what the assistant writes (no header, but the end token).
-    """
-
-    text: str
-    input_ids: list[int]
-    mask: list[int]
-    starts: list[int]
-    ends: list[int]
-    contents: tuple[Span, ...]
-    answers: tuple[Region, ...]
-
-    def needed(self) -> int:
-        """Number of tokens up to the last learned one; all of them if none is learned (a prompt)."""
-        return len(self.mask) - self.mask[::-1].index(1) if 1 in self.mask else len(self.mask)
 
 
 class Pair(NamedTuple):
@@ -88,9 +59,10 @@ class Renderer:
             tokenizer.eos_token,
         )
         self._encoder.set_structural(self._builder.own_words)
-        marks = "|".join(re.escape(mark) for mark in {self._builder.end_mark} if mark)
-        self._shielded = re.compile("|".join(p for p in (self._encoder.pattern.pattern, marks) if p))
+        marks = [re.escape(mark) for mark in self._builder.end_marks]
+        self._shielded = re.compile("|".join([self._encoder.pattern.pattern, *marks, SLOT.pattern]))
         self._layouts: dict[Any, Layout] = {}
+        self._tool_calls: ToolCalls | None = None
         self._warned: set[str] = set()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -135,12 +107,12 @@ class Renderer:
         built: list[Rendered] = []
 
         def build(kept: list[Message]) -> Rendered:
-            built.append(self._close(self._render(kept, tools, generation=False)))
+            built.append(self._whole(kept, tools))
             return built[-1]
 
         rendered, dropped, cut = shorten(messages, max_length, build)
         if max_length is not None:
-            rendered = _cut_end(rendered, max_length)
+            rendered = rendered.cut(max_length)
         learned, total = sum(rendered.mask), sum(built[0].mask)
         truncation = Truncation(
             exchanges=len(exchanges(messages)[1]),
@@ -178,7 +150,7 @@ class Renderer:
         _, dropped, cut = shorten(prompt, max_length, build)
         whole, first = built[-1]
         if max_length is not None:
-            whole = [_cut_end(one, max_length) for one in whole]
+            whole = [one.cut(max_length) for one in whole]
         answers = [one.input_ids[first : one.needed()] for one in whole]
         total = sum(one.needed() - built[0][1] for one in built[0][0])
         truncation = Truncation(
@@ -195,7 +167,7 @@ class Renderer:
     @property
     def stop_token_ids(self) -> list[int]:
         """Tokens at which generation ends: eos and the template's end-of-turn token, where that is another."""
-        marks = (self._builder.end_mark, self._builder.role_mark)
+        marks = self._builder.end_marks
         ids = [id_ for id_, content in self._encoder.controls.items() if content in marks]
         return list(dict.fromkeys([self.tokenizer.eos_token_id, *ids]))
 
@@ -204,9 +176,8 @@ class Renderer:
         """Texts at which generation ends, beyond `stop_token_ids`."""
         jinja = self.tokenizer.get_chat_template()
         named = [text for known in TEMPLATES.values() if jinja.endswith(known.jinja) for text in known.stop_strings]
-        mark = self._builder.end_mark
-        tokens = set(self._encoder.controls.values())
-        texts = [text for text in [mark, *named] if text and text not in tokens and text in self._builder.own_words]
+        tokens, words = set(self._encoder.controls.values()), self._builder.own_words
+        texts = [text for text in [*self._builder.end_marks, *named] if text not in tokens and text in words]
         return list(dict.fromkeys(texts))
 
     def colour(self, rendered: Rendered) -> str:
@@ -235,42 +206,51 @@ class Renderer:
     def _render(
         self, messages: Sequence[Message], tools: list[dict] | None, generation: bool, cuts: Sequence[int] = ()
     ) -> Rendered:
-        _check(messages)
         hidden: list[str] = []
+        messages = checked(messages)
         if tools or any(len(message) > 2 for message in messages):
-            tools = shield(tools, self._shielded, hidden)
-            messages = [
-                {
-                    key: value
-                    if key in ("role", "content", "reasoning_content")
-                    else shield(value, self._shielded, hidden)
-                    for key, value in message.items()
-                }
-                for message in messages
-            ]
-        text = self._write(list(messages), tools or None, generation)
+            messages, tools = self._shield(messages, tools, hidden)
+        text = self._write(messages, tools, generation)
         for split in (True, False) if self._splits_thoughts else (False,):
             skeleton, texts = outline(messages, split)
-            layout = self._layout(skeleton, tools, generation)
-            if (aligned := layout.align(text, texts)) is not None:
-                return self._assemble(text, layout, aligned, messages, hidden, cuts)
+            key = (shape(skeleton), generation, repr(tools) if tools else None)
+            for known in (True, False):  # a second time from new: some templates write the date
+                layout = self._layouts.get(key) if known else None
+                layout = layout or self._layout(key, skeleton, tools, generation)
+                if (aligned := layout.align(text, texts)) is not None:
+                    return self._assemble(text, layout, aligned, messages, hidden, cuts)
         raise ValueError(
             "cannot tell the chat template's own words from those of the messages: it changes the messages in a way "
-            f"that is not understood. Template wrote {text[:400]!r}"
+            f"that is not understood. It wrote {text[:400]!r}"
         )
 
-    def _layout(self, skeleton: list[Message], tools: list[dict] | None, generation: bool) -> Layout:
-        key = (shape(skeleton), generation, repr(tools) if tools else None)
-        if key not in self._layouts:
-            if len(self._layouts) >= _MAX_LAYOUTS:
-                self._layouts.clear()
-            layout = self._builder.build(
-                skeleton, lambda messages, prompt: self._write(messages, tools or None, prompt), generation
-            )
-            self._layouts[key] = layout
-            for slot in layout.dropped:
-                self._warn(f"the chat template does not write the message of role {skeleton[slot.message]['role']}")
-        return self._layouts[key]
+    def _shield(
+        self, messages: list[Message], tools: list[dict] | None, hidden: list[str]
+    ) -> tuple[list[Message], list[dict] | None]:
+        """Tool calls as the template reads them, and control tokens out of everything that is not a slot."""
+        if any(message.get("tool_calls") for message in messages):
+            if self._tool_calls is None:
+                self._tool_calls = ToolCalls(lambda probe: self._write(probe, None, False))
+            if not self._tool_calls.spellings:
+                self._warn("the chat template does not write tool calls")
+            messages = [self._tool_calls.spell(message) for message in messages]
+        pattern = self._shielded
+        messages = [
+            {key: value if key in ("role", *FIELDS) else shield(value, pattern, hidden) for key, value in one.items()}
+            for one in messages
+        ]
+        return messages, shield(tools, pattern, hidden) or None
+
+    def _layout(self, key: Any, skeleton: list[Message], tools: list[dict] | None, generation: bool) -> Layout:
+        if len(self._layouts) >= _MAX_LAYOUTS:
+            self._layouts.clear()
+        layout = self._builder.build(
+            skeleton, lambda messages, prompt: self._write(messages, tools, prompt), generation
+        )
+        self._layouts[key] = layout
+        for slot in layout.dropped:
+            self._warn(f"the chat template does not write a message of role {skeleton[slot.message]['role']}")
+        return layout
 
     def _assemble(
         self,
@@ -297,7 +277,7 @@ class Renderer:
         ]
         forbidden = contents
         if hidden:
-            text, gained = reveal(text, hidden)
+            text, gained = reveal(text, hidden, contents)
 
             def moved(at: int) -> int:
                 return at + sum(length for place, length in gained if place < at)
@@ -306,28 +286,12 @@ class Renderer:
             answers = [region._replace(start=moved(region.start), end=moved(region.end)) for region in answers]
             names = [Span(moved(place), moved(place) + length + 1, -1, False) for place, length in gained]
             forbidden = sorted([*contents, *names])
-        encoding = self._encoder.encode(text, forbidden, cuts)
-        mask = [0] * len(encoding.ids)
-        for region in answers:
-            first = _first_token(text, encoding.starts, encoding.ends, region)
-            last = bisect_left(encoding.starts, region.end)
-            mask[first:last] = [1] * (last - first)
-        return Rendered(text, encoding.ids, mask, encoding.starts, encoding.ends, tuple(contents), tuple(answers))
+        return Rendered.of(text, self._encoder.encode(text, forbidden, cuts), contents, answers)
 
-    def _close(self, rendered: Rendered) -> Rendered:
-        """With the eos token after the last answer, if the template wrote nothing that ends it."""
-        if not rendered.answers or rendered.answers[-1].closed:
-            return rendered
-        end = rendered.answers[-1].end
-        kept, eos = bisect_left(rendered.starts, end), self.tokenizer.eos_token
-        return replace(
-            rendered,
-            text=rendered.text[:end] + eos,
-            input_ids=[*rendered.input_ids[:kept], self.tokenizer.eos_token_id],
-            mask=[*rendered.mask[:kept], 1],
-            starts=[*rendered.starts[:kept], end],
-            ends=[*rendered.ends[:kept], end + len(eos)],
-        )
+    def _whole(self, messages: Sequence[Message], tools: list[dict] | None, cuts: Sequence[int] = ()) -> Rendered:
+        """The conversation, its last answer ended even where the template does not."""
+        rendered = self._render(messages, tools, generation=False, cuts=cuts)
+        return rendered.closed(self.tokenizer.eos_token, self.tokenizer.eos_token_id)
 
     def _with_answers(
         self, prompt: list[Message], completions: Sequence[Sequence[Message]], tools: list[dict] | None
@@ -335,7 +299,7 @@ class Renderer:
         """The prompt with each of the answers, and at which token, the same in all, the answer begins."""
 
         def whole(cuts: Sequence[int]) -> list[Rendered]:
-            return [self._close(self._render([*prompt, *answer], tools, False, cuts)) for answer in completions]
+            return [self._whole([*prompt, *answer], tools, cuts) for answer in completions]
 
         built = whole(())
         if any(not one.answers or one.answers[-1].message != len(prompt) for one in built):
@@ -354,44 +318,3 @@ class Renderer:
         if message not in self._warned:
             self._warned.add(message)
             logger.warning("%s: the model does not see it", message)
-
-
-def _check(messages: Sequence[Message]) -> None:
-    if not messages:
-        raise ValueError("a conversation needs at least one message")
-    for i, message in enumerate(messages):
-        content = message.get("content")
-        if not isinstance(message.get("role"), str) or not (content is None or isinstance(content, str)):
-            raise ValueError(f"messages[{i}]: expected a role and a text as content, got {message!r:.200}")
-
-
-def _first_token(text: str, starts: list[int], ends: list[int], region: Region) -> int:
-    """Index of the first token of an answer.
-
-    A token that begins in the header belongs to the answer if it carries more of it than spaces: `: A` as `:`, ` A`.
-    """
-    first = bisect_left(starts, region.start)
-    if first and ends[first - 1] > region.start and text[region.start : ends[first - 1]].strip():
-        first -= 1
-    return first
-
-
-def _cut_end(rendered: Rendered, max_length: int) -> Rendered:
-    """The first `max_length` tokens; fewer where those end within a character or with a header without its answer."""
-    if len(rendered.input_ids) <= max_length:
-        return rendered
-    kept = max_length
-    if rendered.needed() > max_length:
-        while kept and (not rendered.mask[kept - 1] or rendered.starts[kept] < rendered.ends[kept - 1]):
-            kept -= 1
-    end = rendered.ends[kept - 1] if kept else 0
-    return replace(
-        rendered,
-        text=rendered.text[:end],
-        input_ids=rendered.input_ids[:kept],
-        mask=rendered.mask[:kept],
-        starts=rendered.starts[:kept],
-        ends=rendered.ends[:kept],
-        contents=tuple(span._replace(end=min(span.end, end)) for span in rendered.contents if span.start < end),
-        answers=tuple(region._replace(end=min(region.end, end)) for region in rendered.answers if region.start < end),
-    )
