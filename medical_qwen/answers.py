@@ -1,6 +1,6 @@
 """What does a reply answer? The text after the thinking, and the letters or the quantity that it settles on.
 
-Training (`rewards`) and evaluation (`evaluate_metrics.py`) read and judge answers here, so that they cannot drift
+Training (`rewards`) and evaluation (`evaluation`) read and judge answers here, so that they cannot drift
 apart. A reply may state several conclusions; the last explicit one counts.
 """
 
@@ -11,9 +11,6 @@ from dataclasses import dataclass
 
 from medical_qwen import quantities
 from medical_qwen.quantities import Quantity
-
-CHOICE_HINT = "请只选出正确选项，并在最后一行写：答案：选项字母"
-NUMBER_HINT = "请写出计算过程，并在最后一行写：答案：数值"
 
 _LETTERS = "ABCDEFGH"
 _RESTATED = "\x01"  # stands behind a letter whose option text followed it
@@ -66,17 +63,6 @@ def strip_thinking(text: str) -> str:
         before, opened, _ = block.partition("<think>")
         kept = [*kept, before] if opened else []
     return "".join([*kept, rest.partition("<think>")[0]]).strip()
-
-
-def choice_prompt(question: str, options: Mapping[str, str | None]) -> str:
-    """An exam question as it is asked in training and in evaluation."""
-    lines = [f"{letter}. {text}" for letter, text in options.items() if text is not None]
-    return "\n".join([question, *lines, CHOICE_HINT])
-
-
-def number_prompt(question: str, unit: str | None) -> str:
-    """A calculation as it is asked in training and in evaluation."""
-    return f"{question}\n{NUMBER_HINT}{f'（单位：{unit}）' if unit else ''}"
 
 
 def judge_choice(reply: str, answer: str | None, options: Mapping[str, str | None] | None = None) -> Judgement | None:

@@ -158,7 +158,7 @@ def test_gold_answers_that_cannot_be_judged_are_refused(task, row, message, tmp_
 
 def test_systems_must_have_answered_the_same_rows(answers, tmp_path):
     shorter = jsonl(tmp_path / "shorter.jsonl", [{"reference": REFERENCES[0], "prediction": "x"}])
-    with pytest.raises(ValueError, match=r"shorter.jsonl:1 ends after 1 rows: expected 3"):
+    with pytest.raises(ValueError, match=r"shorter.jsonl:1 is row 1, the last: expected 3"):
         evaluate_metrics.main(["--data_file", answers, shorter])
     swapped = jsonl(tmp_path / "swapped.jsonl", [{"reference": text, "prediction": "x"} for text in REFERENCES[::-1]])
     with pytest.raises(ValueError, match=r"swapped.jsonl:1: the reference is not that of .*answers.jsonl:1"):
@@ -191,3 +191,46 @@ def test_scoring_needs_no_model_library(root, answers):
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def model(shared) -> str:
+    folder = shared / "models" / "minimind2-small"
+    if not folder.is_dir():
+        pytest.skip("../shared/models/minimind2-small is not on this machine")
+    return str(folder)
+
+
+def test_a_model_answers_first(model, tmp_path):
+    exam = {"question": "最大的消化腺是？", "options": {"A": "胃", "B": "肝"}, "answer": "B"}
+    conversation = {
+        "messages": [
+            {"role": "user", "content": "感冒了怎么办？"},
+            {"role": "assistant", "content": "多喝水，多休息。"},
+        ]
+    }
+    predictions = tmp_path / "said.jsonl"
+    flags = ["--base_model", model, "--only_cpu", "--max_new_tokens", "8", "--prediction_file", str(predictions)]
+
+    questions = jsonl(tmp_path / "exam.jsonl", [exam, exam | {"answer": "A"}])
+    report = evaluate_metrics.main([*flags, "--task", "exam", "--data_file", questions])["exam"]
+    said = [json.loads(line) for line in predictions.read_text(encoding="utf-8").splitlines()]
+    assert [line["answer"] for line in said] == ["B", "A"] and said[0]["prediction"] == said[1]["prediction"] != ""
+    scored = evaluate_metrics.main(["--task", "exam", "--data_file", str(predictions), "--names", "exam"])["exam"]
+    assert report == scored and report["rows"] == 2
+
+    questions = jsonl(tmp_path / "talk.jsonl", [conversation])
+    report = evaluate_metrics.main([*flags, "--data_file", questions])["talk"]
+    said = json.loads(predictions.read_text(encoding="utf-8"))["prediction"]
+    expected = metrics.score_texts([said], [["多喝水，多休息。"]], "character").mean
+    assert report["character"]["mean"]["BLEU-1"]["value"] == pytest.approx(expected[0])
+
+
+def test_flags_of_a_model_need_a_model(answers, capsys):
+    for flags, message in [
+        (["--max_new_tokens", "3", "--only_cpu"], "--only_cpu, --max_new_tokens: of use with --base_model only"),
+        (["--base_model", "m", "--data_file", answers, answers], "--base_model answers one --data_file, got 2"),
+    ]:
+        with pytest.raises(SystemExit) as stopped:
+            evaluate_metrics.main(["--data_file", answers, *flags])
+        assert stopped.value.code == 2 and message in capsys.readouterr().err

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from medical_qwen import rewards
-from medical_qwen.answers import choice_prompt, number_prompt
+from medical_qwen.records import render_choice
 from medical_qwen.rewards import REWARDS, load_reward
 
 OPTIONS = {"A": "高血压", "B": "糖尿病", "C": "感冒"}
@@ -95,7 +95,7 @@ def test_gold_letters_of_our_own_exam(root):
     restated = ["；".join(f"{letter}. {row['options'][letter]}" for letter in row["answer"]) for row in rows]
     assert_full_marks("choice", ["答案：{}", "<answer>{}</answer>"], restated, **columns)
     assert rewards.number_reward(columns["answer"], **columns) == [None] * len(rows)
-    questions = [choice_prompt(row["question"], row["options"]) for row in rows]
+    questions = [render_choice(row["question"], row["options"]) for row in rows]
     assert set(rewards.choice_reward(questions, **columns)) == {0.0}, "the question itself is no answer"
 
 
@@ -106,7 +106,7 @@ def test_gold_numbers_of_our_own_calculations(root):
     with_unit = [f"{row['answer']} {row.get('unit') or ''}".strip() for row in rows]
     assert_full_marks("number", NUMBER_PHRASES, with_unit, **columns)
     assert rewards.choice_reward(with_unit, answer=columns["answer"]) == [None] * len(rows)
-    questions = [number_prompt(row["question"], row.get("unit")) for row in rows]
+    questions = [row["question"] for row in rows]
     marks = rewards.number_reward(questions, **columns)
     assert sum(marks) < 0.05 * len(marks), "the question itself is no answer"
 
