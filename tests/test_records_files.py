@@ -196,6 +196,11 @@ def test_a_broken_row_is_named_and_the_others_are_read(tmp_path, name, content, 
             "a.txt: file: expected text in UTF-8 or GB18030, or parquet, got",
         ),
         (
+            "windows.txt",
+            "The patient doesn’t smoke, and didn’t sleep. ".encode("cp1252") * 9,  # also valid GB18030, as nonsense
+            "windows.txt: file: expected text in UTF-8 or GB18030",
+        ),
+        (
             "latin.txt",
             "Le patient a été opéré à l'hôpital. ".encode("latin-1") * 9,
             "latin.txt: file: expected text in UTF-8",

@@ -242,6 +242,12 @@ def test_a_folder_of_parquet_by_name(tmp_path):
     assert len(load(dataset_name=str(tmp_path / "hub")).train) == 4
 
 
+def test_reading_needs_no_heavy_library():
+    code = "import sys, medical_qwen.records; print({'torch', 'transformers', 'datasets'} & set(sys.modules))"
+    root = Path(__file__).resolve().parents[1]
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True).stdout == "set()\n"
+
+
 def test_every_form_has_features():
     for form in FORMS:
         assert list(splits_module._features(form)) == list(FORMS[form])

@@ -22,6 +22,7 @@ CHUNK = 1 << 20
 ENOUGH_UTF8 = 16
 # Share of the characters of real GB18030 text that the old GB2312 has too: Latin-1 or Big5 taken for it have fewer.
 COMMON_GB = 0.7
+SAMPLE = 1 << 14  # characters of a chunk, and beyond ASCII, that are enough to judge by
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def _encoding(path: Path, head: bytes) -> str:
 
 
 def _decoded(path: Path, encoding: str) -> tuple[int | None, int, int]:
-    """Offset of the first wrong byte or None; characters beyond ASCII before it; those of them in GB2312."""
+    """Offset of the first wrong byte or None; in a sample before it, characters beyond ASCII, and those in GB2312."""
     decoder = codecs.getincrementaldecoder(encoding)()
     offset = wide = common = 0
     with opened(path) as stream:
@@ -145,9 +146,10 @@ def _decoded(path: Path, encoding: str) -> tuple[int | None, int, int]:
                 text, error = decoder.decode(chunk, not chunk), None
             except UnicodeDecodeError as wrong:
                 text, error = str(wrong.object[: wrong.start], encoding, "replace"), offset - pending + wrong.start
-            beyond = [] if text.isascii() else re.findall(r"[^\x00-\x7f]", text)
-            wide += len(beyond)
-            common += len("".join(beyond).encode("gb2312", "ignore")) // 2
+            if wide < SAMPLE and not text.isascii():
+                beyond = re.sub(r"[\x00-\x7f]+", "", text[:SAMPLE] if error is None else text)
+                wide += len(beyond)
+                common += len(beyond.encode("gb2312", "ignore")) // 2
             if error is not None or not chunk:
                 return error, wide, common
             offset += len(chunk)

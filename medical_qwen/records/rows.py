@@ -188,9 +188,8 @@ class _JsonStream:
         while True:
             try:
                 value, end = self.decoder.raw_decode(self.buffer, self.start)
-                if end < len(self.buffer) or not self._more():
-                    self._advance(end)
-                    return _object(value)
+                self._advance(end)
+                return _object(value)
             except ValueError as error:
                 cut = error.msg.startswith("Unterminated") or error.pos > len(self.buffer) - 16
                 if not (cut and self._more()):

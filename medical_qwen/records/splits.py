@@ -6,7 +6,7 @@ import logging
 import os
 import random
 import shutil
-import tempfile
+import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,7 +46,8 @@ def load_splits(args: DataArguments, form: str, seed: int) -> Splits:
     folder = _cache_root() / _key(args, form, seed, train, validation)
     if not (folder / "report.json").exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
+        building = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}")
+        building.mkdir()
         try:
             report = Report(form, ignored=ignored)
             _build(building, args, form, seed, train, validation, report)
