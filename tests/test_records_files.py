@@ -216,6 +216,7 @@ def test_a_broken_row_is_named_and_the_others_are_read(tmp_path, name, content, 
             json.dumps(ROWS)[:-1],
             "a.json: record 5 (line 1): file: expected a comma or ] after a record, got its end",
         ),
+        ("a.json", json.dumps(ROWS[0], indent=1)[:-2], "a.json:1: record: expected a JSON object, got "),
         (
             "a.json",
             json.dumps(ROWS, indent=1).replace("},", "}"),

@@ -111,18 +111,18 @@ def _objects(file: File, _: str) -> Iterator[Row]:
     """Pretty-printed objects, one after the other."""
     with file.text() as stream:
         values = _JsonStream(stream)
-        rows = []
-        while (row := values.next_value()) is not None:
-            rows.append((f"{file.path}:{values.line}", row))
-            if len(rows) == 2:
-                yield from rows
-                break
-        else:
-            for _where, row in rows:
-                yield from _single(file, row)
+        first, line = values.next_value(), values.line
+        if not _fatal(first) and not values.peek():
+            yield from _single(file, first)
             return
-        while (row := values.next_value()) is not None:
-            yield f"{file.path}:{values.line}", row
+        yield f"{file.path}:{line}", first
+        last = first
+        while not _fatal(last) and (last := values.next_value()) is not None:
+            yield f"{file.path}:{values.line}", last
+
+
+def _fatal(row: dict[str, Any] | BadRecord) -> bool:
+    return isinstance(row, BadRecord) and row.fatal
 
 
 def _array(file: File, _: str) -> Iterator[Row]:
@@ -135,7 +135,7 @@ def _array(file: File, _: str) -> Iterator[Row]:
             number += 1
             row = values.next_value()
             where = f"{file.path}: record {number} (line {values.line})"
-            if not isinstance(row, BadRecord) or not row.fatal:
+            if not _fatal(row):
                 mark = values.peek()
                 if mark == ",":
                     values.skip(",")
@@ -143,7 +143,7 @@ def _array(file: File, _: str) -> Iterator[Row]:
                     yield where, row
                     row = BadRecord("file", "a comma or ] after a record", shown(mark) if mark else "its end", True)
             yield where, row
-            if isinstance(row, BadRecord) and row.fatal:
+            if _fatal(row):
                 return
 
 
