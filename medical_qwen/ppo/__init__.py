@@ -2,6 +2,7 @@
 
 from .config import PPOConfig
 from .loading import load_ppo_model
+from .scoring import from_endpoint, from_functions
 from .trainer import PPOTrainer
 
-__all__ = ["PPOConfig", "PPOTrainer", "load_ppo_model"]
+__all__ = ["PPOConfig", "PPOTrainer", "from_endpoint", "from_functions", "load_ppo_model"]

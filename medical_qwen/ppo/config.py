@@ -28,6 +28,9 @@ class PPOConfig(TrainingArguments):
         default=None, metadata={"help": "bfloat16 mixed precision. Default: on where the GPU has it."}
     )
 
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with a model."})
+    dataset_num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenize."})
+
     max_prompt_length: int = field(
         default=1024,
         metadata={"help": "In tokens. A longer prompt loses its oldest turns; history is kept otherwise."},

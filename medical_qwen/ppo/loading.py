@@ -86,6 +86,7 @@ class RewardCheckpoint:
             )
         config = LoraConfig.from_pretrained(self.path)
         config.task_type, config.inference_mode = "CAUSAL_LM", True
+        config.base_model_name_or_path = base.name_or_path
         config.modules_to_save = [m for m in config.modules_to_save or [] if m not in ("score", "classifier")] or None
         if isinstance(model, PeftModel):
             model.add_adapter(REWARD, config)
@@ -219,10 +220,12 @@ def separate_roles(
 ) -> PPOModel:
     """Full training: a model of its own for every role. The value model starts from the reward model if it can."""
     own, head, start = {"reference": reference.requires_grad_(False), "value": value.base_model}, None, None
+    policy.requires_grad_(True)  # merging an adapter leaves the base frozen
     if reward is not None:
         own["reward"], head = reward.trunk("auto").requires_grad_(False), reward.score_head()
         if reward.reads(tokenizer):
             own["value"], start = reward.trunk("float32"), head
+    own["value"].requires_grad_(True)
     logger.info("full training: %d models", 1 + len(own))
     return PPOModel(policy, None, own, head, start, *_reading(reward, tokenizer))
 

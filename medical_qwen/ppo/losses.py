@@ -1,7 +1,7 @@
 """The arithmetic of PPO on token sequences: pure functions on tensors, each with its equation and its paper.
 
 Shapes: B responses, T token positions. A `mask` is 1 where a response has a token and 0 on the padding behind it;
-values outside the mask are ignored and come back as 0. Nothing here knows of models, devices or ranks: where a statistic
+values outside the mask are ignored and come back as 0. Nothing here knows of models, devices or ranks: where a figure
 has to cover all ranks, the caller passes `reduce`, a function that sums a tensor over the ranks.
 
 Where the formulas of the papers leave room, this is what is done here:

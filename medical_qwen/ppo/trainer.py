@@ -2,8 +2,8 @@
 
 Trainer's loop stays as it is, and with it checkpoints, resume, accumulation, trackers, DDP and DeepSpeed. Its data
 loader only counts: so many optimizer steps make up a rollout, and which prompts a rollout has is a function of (seed,
-number of the rollout, rank). So nothing has to be rewound on resume, every rank has the same number of batches whatever
-the size of the data set, and a checkpoint in mid-rollout carries the rollout with it.
+number of the rollout, rank). So nothing has to be rewound on resume, every rank has as many batches as the others,
+whatever the size of the data set, and a checkpoint in mid-rollout carries the rollout with it.
 
 Where this departs from the textbook:
 * the policy's backward pass runs before the value model's forward pass, so that only one graph is alive at a time;
@@ -92,7 +92,7 @@ class PPOTrainer(Trainer):
         self._sums = torch.zeros(len(UPDATE_FIGURES), device=args.device)
         self._figures: dict[str, list[float]] = defaultdict(list)  # since the last log
 
-    # --- rollouts ------------------------------------------------------------------------------------------------------
+    # --- rollouts ------------------------------------------------------------------------------------------------
 
     @property
     def rollouts_per_epoch(self) -> int:
@@ -135,7 +135,7 @@ class PPOTrainer(Trainer):
             file = Path(self.args.output_dir) / "samples.jsonl"
             log_samples(file, step, prompts, judged.words, judged.scores.tolist())
 
-    # --- update --------------------------------------------------------------------------------------------------------
+    # --- update --------------------------------------------------------------------------------------------------
 
     def training_step(
         self, model: torch.nn.Module, inputs: dict, num_items_in_batch: Tensor | int | None = None
@@ -244,7 +244,7 @@ class PPOTrainer(Trainer):
             self.optimizer = kind([group for group in groups if group["params"]], **kwargs)
         return self.optimizer
 
-    # --- figures -------------------------------------------------------------------------------------------------------
+    # --- figures -------------------------------------------------------------------------------------------------
 
     def _note(self, figures: dict[str, float]) -> None:
         for name, value in figures.items():
@@ -278,7 +278,7 @@ class PPOTrainer(Trainer):
     def floating_point_ops(self, inputs: dict) -> int:
         return 0  # Trainer's estimate knows one forward and backward pass per batch, not this
 
-    # --- checkpoints ---------------------------------------------------------------------------------------------------
+    # --- checkpoints ---------------------------------------------------------------------------------------------
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """The policy alone, as any other stage leaves it."""

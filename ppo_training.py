@@ -1,0 +1,62 @@
+"""PPO: reinforcement learning of the SFT model against a reward model, with a value model, on one base.
+
+    python ppo_training.py \\
+        --model_name_or_path outputs/sft --reward_model_path outputs/rm --train_file_dir data/rl \\
+        --use_peft True --learning_rate 1e-5 --max_completion_length 256 --output_dir outputs/ppo
+
+    torchrun --nproc_per_node 2 ppo_training.py ...             # several GPUs
+    ... --deepspeed zero3.json                                  # large models
+    ... --load_in_bits 4                                        # QLoRA
+    ... --reward_url http://127.0.0.1:9000/score                # the reward model lives elsewhere
+    ... --target_kl 6                                           # steer the KL penalty
+
+With LoRA policy, value model, reference and reward model share one frozen base (`medical_qwen/ppo`). The data are
+questions: conversations lend their turns before the last answer, with their whole history.
+"""
+
+from datasets import Dataset, concatenate_datasets
+from transformers import set_seed
+
+from medical_qwen.arguments import DataArguments, ModelArguments
+from medical_qwen.models import load_tokenizer
+from medical_qwen.ppo import PPOConfig, PPOTrainer, from_endpoint, load_ppo_model
+from medical_qwen.records import load_splits
+from medical_qwen.rendering import Renderer
+from medical_qwen.training import finish, parse, prepare, run
+
+
+def encode(row: dict, renderer: Renderer, max_length: int) -> dict:
+    """Token ids of a prompt; where it is too long, whole turns are dropped from its beginning."""
+    return {"prompt_ids": renderer.prompt(row["prompt"], row.get("tools"), max_length)}
+
+
+def main(argv: list[str] | None = None) -> dict:
+    model_args, data_args, config = parse(ModelArguments, DataArguments, PPOConfig, argv=argv)
+    tokenizer = load_tokenizer(
+        model_args.tokenizer_name_or_path or model_args.model_name_or_path,
+        model_args.template_name,
+        revision=model_args.model_revision,
+        trust_remote_code=config.trust_remote_code,
+    )
+    renderer = Renderer(tokenizer)
+    splits = load_splits(data_args, "prompt", config.seed)
+
+    def tokenized(dataset: Dataset | None) -> Dataset | None:
+        ids = prepare(dataset, encode, config, renderer=renderer, max_length=config.max_prompt_length)
+        return ids and concatenate_datasets([dataset, ids], axis=1)
+
+    set_seed(config.seed)  # new adapters start from random numbers
+    model = load_ppo_model(model_args, tokenizer, config.reward_model_path, config.trust_remote_code)
+    trainer = PPOTrainer(
+        model=model,
+        args=config,
+        train_dataset=tokenized(splits.train),
+        eval_dataset=tokenized(splits.validation),
+        processing_class=tokenizer,
+        scorer=from_endpoint(config.reward_url) if config.reward_url else None,
+    )
+    return finish(trainer, stage="ppo", parent=model_args.model_name_or_path, data=splits.report.as_dict())
+
+
+if __name__ == "__main__":
+    run(main)
