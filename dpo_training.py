@@ -1,0 +1,210 @@
+"""Preference optimisation without reinforcement learning: DPO and all its losses; KTO, ORPO, SimPO, CPO.
+
+    python dpo_training.py \\
+        --model_name_or_path outputs/sft --train_file_dir data/preference --validation_split_ratio 0.1 \\
+        --use_peft True --lora_r 16 --learning_rate 5e-5 --beta 0.1 --max_length 1024 --output_dir outputs/dpo
+
+    ... --loss_type ipo                               # hinge, robust, exo_pair, apo_zero, ...: every loss of TRL's DPO
+    ... --loss_type sigmoid sft --loss_weights 1 0.2  # several at once
+    ... --method orpo                                 # or simpo, cpo, kto
+    ... --load_in_bits 4                              # QLoRA
+
+The reference model is the checkpoint that training starts from. With LoRA that is the model with its new adapter
+switched off: no second copy. In full training, or over several epochs, its log-probabilities are computed once and
+kept on disk. Every option of TRL's `DPOConfig` (`KTOConfig`, `ORPOConfig`, `CPOConfig`) is a flag here too;
+`bash run_dpo.sh` holds settings that work.
+"""
+
+import argparse
+import sys
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
+
+from medical_qwen.arguments import DataArguments, ModelArguments
+from medical_qwen.models import load_for_training, load_tokenizer
+from medical_qwen.records import load_splits
+from medical_qwen.rendering import Renderer
+from medical_qwen.training import Measured, drop_unfit, finish, parse, prepare, run
+
+METHODS = ("dpo", "kto", "orpo", "simpo", "cpo")
+
+
+@dataclass
+class PreferenceArguments(ModelArguments):
+    method: str = field(default="dpo", metadata={"help": f"One of {', '.join(METHODS)}.", "choices": METHODS})
+
+
+@dataclass
+class Config(DPOConfig):
+    precompute_ref_log_probs: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Compute the reference's log-probabilities once, before training, and keep them on disk. Default: "
+            "where that is cheaper (several passes over the data, or full training, which saves a second model)."
+        },
+    )
+
+
+class Trainer(Measured, DPOTrainer):
+    """TRL's trainer, measured. The rows come tokenized; held-out figures weigh every pair the same."""
+
+    def _prepare_dataset(self, dataset, *args):
+        return dataset
+
+    def prediction_step(self, model, inputs, *args, **kwargs):
+        self._pairs.append(len(inputs["input_ids"]) // 2)
+        return super().prediction_step(model, inputs, *args, **kwargs)
+
+    def evaluation_loop(self, *args, **kwargs):
+        self._pairs: list[int] = []
+        output = super().evaluation_loop(*args, **kwargs)
+        for values in self._metrics["eval"].values():  # one per batch, of which the last may be small
+            if len(values) == len(self._pairs):
+                values[:] = [sum(x * n for x, n in zip(values, self._pairs, strict=True)) / sum(self._pairs)]
+        return output
+
+
+class UnpairedTrainer(Measured, KTOTrainer):
+    """KTO (arXiv 2402.01306): each answer by itself is desirable or not."""
+
+    def _prepare_dataset(self, dataset, processing_class, args, name):
+        """Two rows of each pair, in random order; the KL term pairs a prompt with its neighbour's answer."""
+        rows = dataset.map(unpair, batched=True, remove_columns=dataset.column_names, desc="unpairing")
+        rows = rows.shuffle(seed=args.seed)
+        if not self.calculate_KL:
+            return rows
+        return rows.map(rotate, batched=True, batch_size=args.per_device_train_batch_size, desc="mismatching")
+
+
+class ReferenceFree(Measured):
+    """Before TRL's ORPO and CPO trainers: they take the rows as they come, tokenized."""
+
+    def tokenize_row(self, row: dict, model=None) -> dict:
+        columns = {"prompt_input_ids": row["prompt_ids"], "prompt_attention_mask": [1] * len(row["prompt_ids"])}
+        for name in ("chosen", "rejected"):
+            answer = row[f"{name}_ids"]
+            columns[f"{name}_input_ids"] = row["prompt_ids"] + answer
+            columns[f"{name}_attention_mask"] = [1] * (len(row["prompt_ids"]) + len(answer))
+            columns[f"{name}_labels"] = [-100] * len(row["prompt_ids"]) + answer
+        return columns
+
+    def get_batch_logps(self, logits, *args, **kwargs):
+        return super().get_batch_logps(logits.float(), *args, **kwargs)  # sums over hundreds of tokens
+
+    def training_step(self, model, inputs, *args, **kwargs):
+        joined = self.concatenated_inputs(inputs)  # as the model will see it: for the count of tokens
+        seen = {name: joined[f"concatenated_{name}"] for name in ("input_ids", "attention_mask")}
+        return super().training_step(model, inputs | seen, *args, **kwargs)
+
+
+def unpair(batch: dict) -> dict:
+    return {
+        "prompt_ids": batch["prompt_ids"] * 2,
+        "completion_ids": batch["chosen_ids"] + batch["rejected_ids"],
+        "label": [True] * len(batch["chosen_ids"]) + [False] * len(batch["rejected_ids"]),
+    }
+
+
+def rotate(batch: dict) -> dict:
+    answers = batch["completion_ids"]
+    return {"KL_completion_ids": answers[-1:] + answers[:-1]}
+
+
+def classes(method: str) -> tuple[type[TrainingArguments], type]:
+    """Options and trainer of a method."""
+    if method == "dpo":
+        return Config, Trainer
+    if method == "kto":
+        return KTOConfig, UnpairedTrainer
+    try:
+        if method == "orpo":
+            from trl.experimental.orpo import ORPOConfig as TheConfig
+            from trl.experimental.orpo import ORPOTrainer as TheTrainer
+        else:
+            from trl.experimental.cpo import CPOConfig as TheConfig
+            from trl.experimental.cpo import CPOTrainer as TheTrainer
+    except ImportError as error:
+        raise ValueError(f"--method {method}: TRL {version('trl')} does not offer it ({error})") from error
+    return TheConfig, type("ReferenceFreeTrainer", (ReferenceFree, TheTrainer), {})
+
+
+def encode(row: dict, renderer: Renderer, max_length: int | None) -> dict:
+    """Token ids of a prompt and of its two answers, and what was cut. No ids: they do not fit."""
+    pair, lost = renderer.pair(row["prompt"], (row["chosen"], row["rejected"]), max_length, row.get("tools"))
+    prompt, (chosen, rejected) = pair if pair else ([], ([], []))
+    length = len(prompt) + max(len(chosen), len(rejected))
+    return {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected, "length": length, **asdict(lost)}
+
+
+def precomputes(config: Config, use_peft: bool, rows: int) -> bool:
+    """Whether the reference's log-probabilities are computed ahead, as asked or because that is cheaper.
+
+    Ahead they cost one forward pass per row, otherwise one per row and epoch.
+    """
+    fixed = config.ld_alpha is None and not config.sync_ref_model  # TRL's cache does not know ld_alpha
+    if config.precompute_ref_log_probs is not None:
+        if config.precompute_ref_log_probs and not fixed:
+            raise ValueError("--precompute_ref_log_probs does not go together with --ld_alpha or --sync_ref_model")
+        return config.precompute_ref_log_probs
+    per_step = config.train_batch_size * config.gradient_accumulation_steps * config.world_size
+    passes = config.max_steps * per_step / max(rows, 1) if config.max_steps > 0 else config.num_train_epochs
+    return fixed and (passes > 1 or (passes == 1 and not use_peft))
+
+
+def reference(
+    args: PreferenceArguments, config: TrainingArguments, tokenizer, rows: Dataset
+) -> PreTrainedModel | None:
+    """A frozen copy of the starting point, where one is needed: full training without log-probabilities kept."""
+    if args.method == "dpo":
+        config.precompute_ref_log_probs = precomputes(config, args.use_peft, len(rows))
+    if args.method not in ("dpo", "kto") or args.use_peft or config.precompute_ref_log_probs:
+        return None
+    return load_for_training(args, tokenizer, trust_remote_code=config.trust_remote_code)[0].requires_grad_(False)
+
+
+def main(argv: list[str] | None = None) -> dict:
+    argv = sys.argv[1:] if argv is None else argv
+    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    peek.add_argument("--method", default="dpo", choices=METHODS)
+    method = peek.parse_known_args(argv)[0].method
+    config_class, trainer_class = classes(method)
+    defaults = ["--loss_type", "simpo", "--cpo_alpha", "0"] if method == "simpo" else []
+    model_args, data_args, config = parse(PreferenceArguments, DataArguments, config_class, argv=[*defaults, *argv])
+    config.remove_unused_columns = False  # `length` groups rows of like length
+    tokenizer = load_tokenizer(
+        model_args.tokenizer_name_or_path or model_args.model_name_or_path,
+        model_args.template_name,
+        revision=model_args.model_revision,
+        trust_remote_code=config.trust_remote_code,
+    )
+    renderer = Renderer(tokenizer)
+    splits = load_splits(data_args, "preference", config.seed)
+    (train, truncation), (held_out, _) = (
+        drop_unfit(prepare(part, encode, config, renderer=renderer, max_length=config.max_length), ids="chosen_ids")
+        for part in (splits.train, splits.validation)
+    )
+    model, adapter = load_for_training(model_args, tokenizer, trust_remote_code=config.trust_remote_code)
+    frozen = reference(model_args, config, tokenizer, train)
+    trainer = trainer_class(
+        model=model,
+        **({"ref_model": frozen} if frozen else {}),
+        args=config,
+        peft_config=adapter,
+        train_dataset=train,
+        eval_dataset=held_out,
+        processing_class=tokenizer,
+    )
+    return finish(
+        trainer,
+        stage=method,
+        parent=model_args.model_name_or_path,
+        data=splits.report.as_dict() | {"truncation": truncation, "max_length": config.max_length},
+    )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Reward model on a CPU, one GPU or all GPUs of this machine. Settings come from the environment, further flags from the
+# command line:    MODEL=outputs/sft TRAIN=my_pairs.jsonl bash run_rm.sh --num_train_epochs 2 --load_in_bits 4
+set -euo pipefail
+cd "$(dirname "$0")"
+. tools/launch.sh
+
+launch reward_modeling.py \
+  --model_name_or_path "$MODEL" \
+  --train_file_dir "${TRAIN:-data/preference}" \
+  --validation_split_ratio 0.1 \
+  --output_dir "${OUTPUT:-outputs/rm}" \
+  --use_peft True --lora_r 16 --lora_alpha 32 \
+  --per_device_train_batch_size 4 --gradient_accumulation_steps 2 \
+  --num_train_epochs 1 --learning_rate 2e-4 --lr_scheduler_type cosine --warmup_steps 0.05 \
+  --max_length 1024 \
+  --center_rewards_coefficient 0.01 \
+  --train_sampling_strategy group_by_length \
+  --eval_strategy epoch --save_strategy epoch --logging_steps 5 --report_to tensorboard \
+  "$@"
