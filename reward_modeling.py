@@ -90,12 +90,21 @@ def encode(row: dict, renderer: Renderer, max_length: int | None) -> dict:
     return {"chosen_ids": chosen, "rejected_ids": rejected, "length": length, **margin, **asdict(lost)}
 
 
-def pad_apart(tokenizer: PreTrainedTokenizerBase, ends: list[int]) -> None:
-    """See to it that the pad token is no end token: rewards are read at the last token that is not padding."""
-    if tokenizer.pad_token_id not in ends:
+def pad_apart(tokenizer: PreTrainedTokenizerBase, renderer: Renderer) -> None:
+    """See to it that the pad token is not the one that ends answers.
+
+    Classification models of transformers read a reward at the last token that is not the pad token.
+    """
+    pair, _ = renderer.pair([{"role": "user", "content": "?"}], [[{"role": "assistant", "content": "!"}]])
+    end = pair.completion_ids[0][-1]
+    if tokenizer.pad_token_id != end:
         return
-    spare = [*tokenizer.all_special_ids, *range(len(tokenizer))]
-    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(next(token for token in spare if token not in ends))
+    others = [token for id_, token in tokenizer.added_tokens_decoder.items() if token.special and id_ != end]
+    if not others:
+        raise ValueError(
+            f"{tokenizer.pad_token!r} both pads and ends answers, and the tokenizer has no other special token"
+        )
+    tokenizer.pad_token = tokenizer.unk_token if tokenizer.unk_token_id not in (None, end) else others[0].content
     logger.info("pad token: %s, since the former one also ends answers", tokenizer.pad_token)
 
 
@@ -133,7 +142,7 @@ def main(argv: list[str] | None = None) -> dict:
         trust_remote_code=config.trust_remote_code,
     )
     renderer = Renderer(tokenizer)
-    pad_apart(tokenizer, renderer.stop_token_ids)
+    pad_apart(tokenizer, renderer)
     splits = load_splits(data_args, "preference", config.seed)
     (train, truncation), (held_out, _) = (
         drop_unfit(prepare(part, encode, config, renderer=renderer, max_length=config.max_length), ids="chosen_ids")
