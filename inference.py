@@ -19,7 +19,8 @@ import sys
 NOTICE = """\
 本模型的回答可能有误，仅供参考，不能代替医生的诊断和治疗；紧急情况请立即就医。
 This model's answers may be wrong. They are not medical advice and replace no doctor; in an emergency call for help.
-Ctrl-C stops an answer, `clear` forgets the conversation, `exit` leaves."""
+Ctrl-C stops an answer, `clear` forgets the conversation, `exit` leaves.
+"""
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -99,28 +100,28 @@ def chat(args: argparse.Namespace, sampling) -> None:
     for stream in (sys.stdin, sys.stdout):
         stream.reconfigure(errors="replace")
     generator = load(args)
-    print(NOTICE)
     system = [{"role": "system", "content": args.system_prompt}] if args.system_prompt else []
-    history = list(system)
+    history, notice = list(system), NOTICE
     while True:
         try:
-            print()
+            print(notice)
+            notice = ""
             question = input("User: ").strip()
             if question == "exit":
                 return
             if question == "clear" or args.single_turn:
                 history = list(system)
             if question == "clear":
-                print("The conversation is forgotten.")
+                notice = "The conversation is forgotten.\n"
             elif question:
                 reply(generator, history, question, sampling, args.seed + len(history))
-        except KeyboardInterrupt:
-            print("\n`exit` leaves")
+        except KeyboardInterrupt:  # nothing that takes time happens here: a second Ctrl-C would end the chat
+            notice = "\n`exit` leaves\n"
         except EOFError:
             print()
             return
         except ValueError as error:
-            print(f"error: {error}")
+            notice = f"error: {error}\n"
 
 
 def reply(generator, history: list[dict], question: str, sampling, seed: int) -> None:
