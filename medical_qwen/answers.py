@@ -20,7 +20,7 @@ _BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
 _MARKUP = re.compile(r"\\(?:text|mathrm|mathbf|textbf|rm)\b\s*|[*`${}_]")
 
 _CHOICE_CUE = (
-    r"(?:答案[\]】]?\s*(?:应该|应当|应|就|只能)?\s*(?:是|为|选择|选)?|正确的?选项\s*(?:是|为)?|而是|应为|应该是|应是"
+    r"(?:答案[\]】]?\s*(?:应该|应当|应|就|只能)?\s*(?:是|为|选择|选)?|正确的?选项\s*(?:是|为|有)?|(?<!不)正确的[是为有]|而是|应为|应该是|(?<!反)应是"
     r"|(?<!不)(?<!不应)(?<!不应该)(?<!不能)(?<!不该)(?<!不要)(?<!不可)(?<!不会)(?<!没有)(?<!勿)(?<!误)选(?!项)择?(?:的是|是|为)?"
     r"|(?i:\b(?:answers?|correct\s+(?:option|choice)s?)\s*(?:is|are|would\s+be|should\s+be|must\s+be|[:=-])"
     r"|(?<!not\s)(?<!n't\s)\b(?:choose|select|pick)\b))"
@@ -32,7 +32,7 @@ _DENIED = re.compile(
     r"\s*(?:选项|项)?\s*(?:均|都|是|就|为)*\s*(?:错|不对|不正确|不符|不合|不选|不是|不成立|(?i:(?:is|are)\s+(?:not|wrong|incorrect)))"
 )
 _AFFIRMED = (
-    r"\s*(?:选项|项)?\s*(?:是|为|最)?(?:正确|符合|合适|恰当|准确)|\s+(?i:is\s+(?:the\s+)?(?:correct|right|best))"
+    r"\s*(?:选项|项)?\s*[是为最均都]*(?:正确|符合|合适|恰当|准确)|\s+(?i:is\s+(?:the\s+)?(?:correct|right|best))"
 )
 
 _STRONG_CUE = re.compile(
@@ -103,7 +103,8 @@ def read_choice(reply: str, options: Mapping[str, str | None] | None = None) -> 
     """The option letters that a reply settles on, sorted (`"AC"`), or None.
 
     In this order: what is in `<answer>`; the last of 答案：C, 选C, `\\boxed{C}`, "the answer is C", …; the last **C**;
-    the last "C正确"; a whole reply, first or last line that is just letters; a reply that is the text of one option.
+    the last "C正确"; a whole reply, first or last line that is just letters; the only option that the reply restates
+    ("…是C. 感冒。"); a reply that is the text of one option.
     """
     given = {k: _normal(text) for k, text in (options or {}).items() if text is not None and str(text).strip()}
     text = unicodedata.normalize("NFKC", _last_answer_tag(strip_thinking(reply)))
@@ -115,7 +116,7 @@ def read_choice(reply: str, options: Mapping[str, str | None] | None = None) -> 
         found[1] for found in re.finditer(rf"{_CHOICE_CUE}({letters})", text) if not _DENIED.match(text, found.end())
     ]
     affirmed = [found[1] for found in re.finditer(rf"({letters})(?:{_AFFIRMED})", text)]
-    for found in (stated, bold, affirmed, _bare_letters(text, letters)):
+    for found in (stated, bold, affirmed, _bare_letters(text, letters), _only_restated(text, letters)):
         if found:
             return "".join(sorted(set(re.findall(r"[A-Z]", found[-1]))))
     same = [letter for letter, option in given.items() if option.rstrip(" .。") == text.strip().rstrip(" .。")]
@@ -140,7 +141,10 @@ def read_quantity(reply: str, unit: str = "") -> Quantity | None:
 
 
 def _known_letters(options: Mapping[str, str | None] | None) -> str:
-    return "".join(letter for letter, text in options.items() if text is not None) if options else _LETTERS
+    letters = [letter for letter, text in options.items() if text is not None] if options else _LETTERS
+    if wrong := [letter for letter in letters if not re.fullmatch("[A-Z]", letter)]:
+        raise ValueError(f"options: expected capital letters as keys, got {wrong[0]!r}")
+    return "".join(letters)
 
 
 def _normal(text: str) -> str:
@@ -162,18 +166,18 @@ def _letter_set(letters: str) -> str:
 def _with_letters(text: str, options: Mapping[str, str], letters: str) -> str:
     """`A. text of A` becomes a marked A, and so does the bare text of an option behind a cue."""
 
-    def restated(found: re.Match, letter: str) -> bool:
+    def restated(found: re.Match, letter: str, boundary: str) -> bool:
         end = found.end() + len(options[letter])
-        return text.startswith(options[letter], found.end()) and not re.match(r"\w", text[end : end + 1])
+        return text.startswith(options[letter], found.end()) and not re.match(boundary, text[end : end + 1])
 
     by_length = sorted(
         (k for k, option in options.items() if not re.fullmatch(letters, option)), key=lambda k: -len(options[k])
     )
-    for opening, labelled in ((_LABEL, True), (_CUE, False)):
+    for opening, labelled, boundary in ((_LABEL, True, "[A-Za-z0-9]"), (_CUE, False, r"\w")):
         pieces, at = [], 0
         for found in opening.finditer(text):
             candidates = [found[1]] * (found[1] in options) if labelled else by_length
-            letter = next((letter for letter in candidates if restated(found, letter)), None)
+            letter = next((letter for letter in candidates if restated(found, letter, boundary)), None)
             if letter and found.start() >= at:
                 pieces += [text[at : found.start() if labelled else found.end()], letter, _RESTATED]
                 at = found.end() + len(options[letter])
@@ -191,9 +195,16 @@ def _bare_letters(text: str, letters: str) -> list[str]:
     only = rf"[(\[【\s]*({letters})[)\]】\s.。,、:;]*"
     if len([line for line in lines if re.match(rf"{letters}\s*[.、:){_RESTATED}]", line)]) > 1:
         return []
-    begins = rf"({letters})(?:[.、:)。,;]|$|(?<={_RESTATED}))"
+    begins = rf"({letters})(?:[.、:)。,;]|$|(?<={_RESTATED}))(?!{_DENIED.pattern})"
     found = re.fullmatch(only, lines[0]) or re.match(begins, lines[0]) or re.fullmatch(only, lines[-1])
     return [found[1]] if found else []
+
+
+def _only_restated(text: str, letters: str) -> list[str]:
+    """The letters of the one place, or of several that agree, where options stand with their texts. Not of a list."""
+    found = [m for m in re.finditer(letters, text) if _RESTATED in m[0] and not _DENIED.match(text, m.end())]
+    same = len({match[0] for match in found}) == 1 and "\n" not in found[0][0]
+    return [found[0][0]] if same else []
 
 
 def _conclusion(reply: str, find) -> tuple[str, bool]:

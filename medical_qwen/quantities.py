@@ -143,11 +143,13 @@ def find_quantities(text: str, unit: str = "") -> list[Quantity]:
 
 
 def fitting(found: list[Quantity], unit: str) -> list[Quantity]:
-    """Those that can be an answer in `unit`: in a unit of its kind, or, where there are none, without any unit.
-    Where no unit was asked for, all."""
+    """Those that can be the answer where `unit` was asked for: in that unit; if none, in one of its kind; if none,
+    without a unit. Where no unit was asked for, all."""
     if not _written(unit):
         return found
-    return [q for q in found if q.unit and convert(q, unit) is not None] or [q for q in found if not q.unit]
+    of_kind = [quantity for quantity in found if quantity.unit and convert(quantity, unit) is not None]
+    in_unit = [quantity for quantity in of_kind if math.isclose(convert(quantity, unit), quantity.value)]
+    return in_unit or of_kind or [quantity for quantity in found if not quantity.unit]
 
 
 def convert(quantity: Quantity, unit: str) -> float | None:
@@ -169,7 +171,7 @@ def same(read: Quantity, gold: Quantity, tolerance: float | None) -> bool:
     values = [convert(Quantity(read.value, read.unit or "倍"), gold.unit or "倍")]
     if not (read.unit and gold.unit):
         values.append(read.value)
-    limit = (1e-6 if tolerance is None else tolerance) * abs(gold.value) + 1e-12
+    limit = max(1e-9, 1e-6 if tolerance is None else tolerance) * abs(gold.value) + 1e-12
     return any(value is not None and abs(value - gold.value) <= limit for value in values)
 
 

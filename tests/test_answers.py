@@ -88,6 +88,9 @@ def test_strip_thinking(text, answer):
         ("受凉后流涕，考虑感冒。\nC", "C"),
         ("感冒", "C"),
         ("感冒。", "C"),
+        ("最可能的诊断是C. 感冒。", "C"),
+        ("考虑C、感冒，理由是受凉；C、感冒不需要抗生素。", "C"),
+        ("故本题答案为C选项。", "C"),
         ("答案是感冒。", "C"),
         ("答案：感冒，因为受凉。", "C"),
         # several letters
@@ -111,6 +114,9 @@ def test_strip_thinking(text, answer):
         ("AC", "AC"),
         ("A, C", "AC"),
         ("答案：AAC", "AC"),
+        ("正确的是A、C", "AC"),
+        ("A、C均正确", "AC"),
+        ("常见的有A. 高血压、C. 感冒。", "AC"),
         # several conclusions: the last explicit one
         ("答案：A。不对，应选B。", "B"),
         ("先看A：答案可能是A，但最后答案是D", "D"),
@@ -138,6 +144,9 @@ def test_strip_thinking(text, answer):
         ("A. 高血压\nB. 糖尿病\nC. 感冒\nD. 肺炎", None),
         ("A是高血压，B是糖尿病，C是感冒，D是肺炎", None),
         ("感冒和肺炎", None),
+        ("可能是A. 高血压，也可能是C. 感冒。", None),
+        ("A. 高血压不正确。", None),
+        ("不良反应是A级的", None),
     ],
 )
 def test_read_choice(reply, letters):
@@ -227,6 +236,7 @@ def test_judge_choice(reply, gold, right):
         ("答案：3。不对，答案：4。", "", "4"),
         ("**答案：25 mg**", "mg", "25 mg"),
         ("答案：3 天共 12 片", "片", "12 片"),
+        ("孕29周+6天", "周", "29 周"),
         # units
         ("每小时 62.5 毫升", "mL/h", "62.5 毫升/小时"),
         ("每分钟大约滴入 20 滴", "滴/分", "20 滴/分钟"),
@@ -266,6 +276,7 @@ def test_read_quantity(reply, unit, read):
         ("答案：0.25 g", 250, "mg", None, True),
         ("答案：0.25 克", "250", "mg", None, True),
         ("答案：250", "250 mg", None, None, True),
+        ("答案：0.29 kg", 290000, "mg", 0, True),
         ("答案：250 g", 250, "mg", None, False),
         ("答案：250 mL", 250, "mg", None, False),
         ("答案：1.5 h", 90, "min", None, True),
@@ -306,6 +317,12 @@ def test_read_quantity(reply, unit, read):
 def test_judge_number(reply, gold, unit, tolerance, right):
     found = judge_number(reply, gold, unit, tolerance)
     assert (found and found.right) is right
+
+
+@pytest.mark.parametrize("options", [{"a": "肝"}, {"AB": "肝"}, {"]": "肝"}])
+def test_options_have_letters(options):
+    with pytest.raises(ValueError, match="options: expected capital letters as keys"):
+        judge_choice("A", "A", options)
 
 
 @pytest.mark.parametrize("tolerance", [-0.1, 1, "1%", True, float("nan")])

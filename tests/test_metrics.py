@@ -179,6 +179,13 @@ def test_empty_predictions_count_as_zero_and_against_the_corpus():
         assert scored.corpus[4:] == pytest.approx(200 / 3)
 
 
+def test_nothing_but_empty_predictions_is_zero_everywhere():
+    [report] = metrics.compare_texts([metrics.score_texts([""], [["多休息"]], "character")], samples=10, seed=0)
+    zero = {"value": 0, "low": 0, "high": 0}
+    assert report["corpus"]["BLEU-4"] == report["mean"]["ROUGE-L"] == zero
+    assert [report[name] for name in ("distinct-1", "distinct-2", "length_ratio", "repetition-4")] == [0] * 4
+
+
 def test_thinking_and_full_width_signs_do_not_count():
     assert clean("<think>也许\n是A</think>\n血压１２０／８０ｍｍＨｇ") == "血压120/80mmHg"
     scored = metrics.score_texts(["<think>长长的思考</think>ＣＴ检查！"], [["CT检查!"]], "character")
