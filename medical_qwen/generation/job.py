@@ -134,7 +134,13 @@ def _answer(
     generator: Generator, requests: list[Request], sampling: Sampling, batch_size: int, journal: Journal
 ) -> tuple[int, float]:
     """Answer what the journal does not have yet. Returns the new tokens, and the seconds that they took."""
-    plan = plan_batches(generator.measure(requests, sampling), batch_size)
+    lengths = []
+    for number, request in enumerate(requests, 1):
+        try:
+            lengths += generator.measure([request], sampling)
+        except ValueError as error:
+            raise ValueError(f"--data_file: question {number}: {error}") from error
+    plan = plan_batches(lengths, batch_size)
     before = len(journal.answers)
     if before:
         logger.info("%s: going on after %d of %d rows", journal.path, before, len(requests))

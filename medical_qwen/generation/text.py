@@ -2,6 +2,8 @@
 
 from transformers import PreTrainedTokenizerBase
 
+from medical_qwen.answers import strip_thinking
+
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 UNFINISHED = "\ufffd"  # what a decoder puts where the bytes of a character are not all there yet
 
@@ -75,14 +77,8 @@ def _overlap(text: str, stop: str) -> int:
 
 
 def split_thinking(text: str) -> tuple[str, str]:
-    """(thought, answer) of a reply, also of one that is still being written.
-
-    A reply without an opening tag but with a closing one is a thought from its beginning (templates that put the
-    opening tag into the prompt); a thought that was never closed leaves an empty answer.
-    """
-    before, closed, answer = text.partition(THINK_CLOSE)
-    if closed:
-        return before.strip().removeprefix(THINK_OPEN).strip(), answer.lstrip()
-    if text.lstrip().startswith(THINK_OPEN):
-        return text.lstrip().removeprefix(THINK_OPEN).strip(), ""
-    return "", text
+    """(thought, answer) of a reply, also of one still being written; the answer is that of `strip_thinking`."""
+    *closed, rest = text.split(THINK_CLOSE)
+    thoughts = [block.partition(THINK_OPEN)[2] if THINK_OPEN in block else block for block in closed]
+    thoughts.append(rest.partition(THINK_OPEN)[2])
+    return "\n\n".join(thought.strip() for thought in thoughts if thought.strip()), strip_thinking(text)
