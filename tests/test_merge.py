@@ -1,0 +1,119 @@
+"""tools/merge_peft_adapter.py: chains, tied and resized embeddings, refusal of a merge that changes the model."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_tiny_model
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
+import merge_peft_adapter as tool
+
+from medical_qwen.models import attach, load_base, load_tokenizer, resolve
+
+IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])
+
+
+def logits(model) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(IDS).logits
+
+
+def adapter_on(base: Path, folder: Path, new_tokens: int = 0, **settings) -> torch.Tensor:
+    """Save a random adapter on `base` (a model or an adapter directory) and return its unmerged logits."""
+    torch.manual_seed(len(folder.name))
+    model = load_base(resolve(str(base)))
+    tokenizer = load_tokenizer(str(base))
+    if new_tokens:
+        tokenizer.add_tokens([f"新词{i}" for i in range(new_tokens)])
+        model.resize_token_embeddings(len(tokenizer))
+    model.name_or_path = str(base)
+    adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear", **settings))
+    for name, weight in adapted.named_parameters():
+        if weight.requires_grad:
+            torch.nn.init.normal_(weight, std=0.1 if "lora" in name else 0.5)
+    adapted.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    if new_tokens:
+        (folder / "run_summary.json").write_text(json.dumps({"embedding_rows": len(tokenizer)}))
+    return logits(adapted)
+
+
+def test_a_chain_is_merged_into_one_model(tiny_model, tmp_path):
+    adapter_on(tiny_model, tmp_path / "pt")
+    expected = adapter_on(tmp_path / "pt", tmp_path / "sft")
+    found = tool.merge(str(tmp_path / "sft"), None, tmp_path / "merged", None, 1e-4)
+    assert len(found) == 3 and max(found.values()) < 1e-5
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    torch.testing.assert_close(logits(merged), expected, atol=1e-4, rtol=0)
+    base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    assert (logits(base) - expected).abs().max() > 0.1
+    assert (
+        AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template
+        == load_tokenizer(str(tiny_model)).chat_template
+    )
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_embeddings_that_grew_survive(tmp_path, tied):
+    base = make_tiny_model(tmp_path / "base", tie_word_embeddings=tied)
+    modules = ["embed_tokens"] if tied else ["embed_tokens", "lm_head"]
+    expected = adapter_on(base, tmp_path / "sft", new_tokens=7, modules_to_save=modules, ensure_weight_tying=tied)
+    tool.merge(str(tmp_path / "sft"), None, tmp_path / "merged", None, 1e-4)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    assert merged.get_input_embeddings().weight.shape[0] == len(AutoTokenizer.from_pretrained(tmp_path / "merged"))
+    assert merged.config.tie_word_embeddings is tied
+    assert (
+        merged.get_input_embeddings().weight.data_ptr() == merged.get_output_embeddings().weight.data_ptr()
+    ) is tied
+    torch.testing.assert_close(logits(merged), expected, atol=1e-4, rtol=0)
+
+
+def test_saving_in_half_precision_is_checked_with_its_own_tolerance(tiny_model, tmp_path):
+    adapter_on(tiny_model, tmp_path / "sft")
+    found = tool.merge(str(tiny_model), str(tmp_path / "sft"), tmp_path / "merged", "bfloat16", 1e-4)
+    assert 1e-4 < found["saved"] < 6e-2
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "merged").dtype == torch.bfloat16
+
+
+def test_a_merge_that_changes_the_logits_is_refused(tiny_model, tmp_path, monkeypatch):
+    """A base that differs from what the adapter runs on after merging, as a broken merge leaves it."""
+    adapter_on(tiny_model, tmp_path / "sft")
+
+    def broken(model, path):
+        adapted = attach(model, path)
+        merge = adapted.merge_and_unload
+
+        def merge_badly():
+            merged = merge()
+            merged.get_input_embeddings().weight.data[5] += 1
+            return merged
+
+        adapted.merge_and_unload = merge_badly
+        return adapted
+
+    monkeypatch.setattr(tool, "attach", broken)
+    with pytest.raises(ValueError, match="not merged"):
+        tool.merge(str(tmp_path / "sft"), None, tmp_path / "merged", None, 1e-4)
+    assert not (tmp_path / "merged").exists()
+
+
+def test_what_cannot_be_merged_is_named(tiny_model, tmp_path):
+    with pytest.raises(ValueError, match="nothing to merge"):
+        tool.merge(str(tiny_model), None, tmp_path / "merged", None, 1e-4)
+    adapter_on(tiny_model, tmp_path / "sft")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("mine")
+    with pytest.raises(ValueError, match="not empty"):
+        tool.merge(str(tmp_path / "sft"), None, tmp_path / "full", None, 1e-4)
+
+
+def test_an_adapter_of_another_base_is_refused(tiny_model, tmp_path):
+    adapter_on(tiny_model, tmp_path / "sft")
+    (tmp_path / "sft" / "run_summary.json").write_text(json.dumps({"base_fingerprint": "0" * 16}))
+    with pytest.raises(ValueError, match="another base model"):
+        load_base(resolve(str(tiny_model), str(tmp_path / "sft")))

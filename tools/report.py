@@ -1,0 +1,155 @@
+"""The result of run_pipeline.sh on one page: `report.md` and its plots, from what the steps left in the output folder.
+
+python tools/report.py --output outputs/pipeline
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from medical_qwen.training import plot_loss, run
+
+NOTICE = "Sample texts of a language model. They may be wrong; none of this is medical advice."
+ANSWER_SCORES = (
+    ("character", "corpus", "BLEU-4"),
+    ("character", "corpus", "ROUGE-1"),
+    ("character", "corpus", "ROUGE-L"),
+    ("word", "corpus", "BLEU-4"),
+    ("word", "corpus", "ROUGE-L"),
+)
+STAGE_FIGURES = ("train_loss", "eval_loss", "tokens_seen", "tokens_per_second", "padding_share", "peak_memory_gib",
+                 "wall_seconds")  # fmt: skip
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def score_table(scores: Path) -> tuple[list[str], dict[str, dict[str, float]], dict[str, dict[str, str]]]:
+    """The systems, and for each score the value (for plots) and the text (with its interval) of every system."""
+    values: dict[str, dict[str, float]] = {}
+    texts: dict[str, dict[str, str]] = {}
+
+    def put(score: str, system: str, value: float, low: float | None = None, high: float | None = None) -> None:
+        values.setdefault(score, {})[system] = value
+        interval = "" if low is None else f" [{low:.2f}, {high:.2f}]"
+        texts.setdefault(score, {})[system] = f"{value:.2f}{interval}"
+
+    perplexity = read(scores / "perplexity.json")
+    for system, found in perplexity.items():
+        put("perplexity of the references ↓", system, found["perplexity"])
+    for system, found in read(scores / "answers.json")["systems"].items():
+        for level, average, name in ANSWER_SCORES:
+            score = found[level][average][name]
+            put(f"{name}, by {level} ↑", system, score["value"], score["low"], score["high"])
+        put("empty answers", system, found["empty_predictions"])
+        put("length ratio (1 is best)", system, found["character"]["length_ratio"])
+        put("repeated 4-grams % ↓", system, found["character"]["repetition-4"])
+    return list(perplexity), values, texts
+
+
+def markdown_table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def samples(answers: Path, systems: list[str], number: int) -> str:
+    """The first questions with the reference and what every system said."""
+    files = {name: (answers / f"{name}.jsonl").read_text(encoding="utf-8").splitlines() for name in systems}
+    parts = []
+    for i in range(min(number, len(files[systems[0]]))):
+        rows = {name: json.loads(lines[i]) for name, lines in files.items()}
+        first = rows[systems[0]]
+        parts.append(f"**{first['question']}**\n\n*reference*: {first['answer']}\n")
+        parts += [f"*{name}*: {row['prediction'].strip() or '(empty)'}\n" for name, row in rows.items()]
+    return "\n".join(parts)
+
+
+def plot_scores(values: dict[str, dict[str, float]], systems: list[str], path: Path) -> None:
+    """Bars of the systems, a panel a score; perplexity on a logarithmic axis."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    shown = [score for score in values if score.endswith(("↑", "↓")) and "4-grams" not in score]
+    figure, panels = plt.subplots(1, len(shown), figsize=(2.6 * len(shown), 3.2), dpi=120)
+    for panel, score in zip(panels, shown, strict=True):
+        bars = panel.bar(systems, [values[score].get(name, 0) for name in systems], color="#3b7ea1")
+        panel.bar_label(bars, fmt="%.3g", fontsize=8)
+        title = score.removesuffix(" of the references ↓").replace(" ↑", "").replace(", by ", "\nby ")
+        panel.set_title(f"{title}\n({'lower' if score.endswith('↓') else 'higher'} is better)", fontsize=8)
+        panel.tick_params(labelsize=8)
+        panel.spines[["top", "right"]].set_visible(False)
+        if "perplexity" in score:
+            panel.set_yscale("log")
+    figure.tight_layout()
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def report(output: Path, sample_number: int = 3) -> str:
+    """Write the plots and return the text of report.md."""
+    systems, values, texts = score_table(output / "scores")
+    plot_scores(values, systems, output / "scores.png")
+    stages = [name for name in systems if (output / name / "run_summary.json").is_file()]
+    summaries = {name: read(output / name / "run_summary.json") for name in stages}
+    for name in stages:
+        plot_loss(read(output / name / "trainer_state.json")["log_history"], output / name / "loss.png")
+    figures = []
+    for name, summary in summaries.items():
+        known = summary | summary["metrics"]
+        figures.append([name, f"`{summary['parent']}`", str(summary["steps"])]
+                       + [f"{known[key]:,.4g}" if key in known else "" for key in STAGE_FIGURES])  # fmt: skip
+    rows = next(iter(read(output / "scores" / "answers.json")["systems"].values()))["rows"]
+    curves = "\n".join(f"![loss of {name}]({name}/loss.png)" for name in stages)
+    score_rows = [[score, *(texts[score].get(name, "") for name in systems)] for score in texts]
+    return f"""# Report
+
+{NOTICE}
+
+## Scores on {rows} held-out questions
+
+{markdown_table(["score", *systems], score_rows)}
+
+In brackets: 95 % intervals (bootstrap over the questions). ↑ higher is better, ↓ lower is better.
+
+![scores](scores.png)
+
+## Training
+
+{markdown_table(["stage", "from", "steps", *STAGE_FIGURES], figures)}
+
+{curves}
+
+## Answers
+
+{samples(output / "answers", systems, sample_number)}
+## Files
+
+- checkpoints: {", ".join(f"`{name}/`" for name in stages)}
+- answers: {", ".join(f"`answers/{name}.jsonl`" for name in systems)}
+- scores: `scores/perplexity.json`, `scores/answers.json`, row by row in `scores/answers_rows.jsonl`
+"""
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="output folder of run_pipeline.sh")
+    args = parser.parse_args(argv)
+    text = report(args.output)
+    beside = args.output / ".report.md.tmp"
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, args.output / "report.md")
+    print(text.split("## Training")[0])
+    print(f"the whole report: {args.output / 'report.md'}")
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.WARNING)
+    run(main)
