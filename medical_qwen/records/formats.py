@@ -245,7 +245,7 @@ def _choice(row: Row) -> Row:
     if not options or len(options) < 2:
         raise BadRecord("options", "at least two options", shown(row.get("options")))
     question = text_of(row, _column(row, ("question", "Question"), "text"))
-    return {"question": question, "options": options, "answer": _letters(row, options)}
+    return {"question": question, "options": options, "answer": _letters(row, options)} | _gold(row)
 
 
 @_format(
@@ -278,6 +278,14 @@ def _prompt(row: Row) -> Row:
     return {"prompt": messages, "answer": None if gold is None else str(gold), "tools": tools_of(row)}
 
 
+def _gold(row: Row) -> Row:
+    """What a reward needs beside the answer: the unit and relative tolerance of a number, the passages to cite."""
+    tolerance = row.get("tolerance")
+    if tolerance is not None and (isinstance(tolerance, bool) or not isinstance(tolerance, int | float)):
+        raise BadRecord("tolerance", "a number", shown(tolerance))
+    return {"unit": row.get("unit"), "tolerance": tolerance, "evidence": row.get("evidence")}
+
+
 @_format(
     "question-answer",
     "qa",
@@ -293,7 +301,7 @@ def _question_answer(row: Row) -> Row:
     if title and title not in question:
         question = f"{title}\n{question}".strip()
     answer = _first(row, ANSWERS)
-    return {"question": question, "answer": _one_text(row, answer) if answer else None}
+    return {"question": question, "answer": _one_text(row, answer) if answer else None} | _gold(row)
 
 
 def _one_text(row: Row, column: str) -> str:

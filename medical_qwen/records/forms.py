@@ -4,7 +4,7 @@ form            columns
 text            text
 conversation    messages: [{role, content, tool_calls?, …}], tools?
 preference      prompt: [messages], chosen: [message], rejected: [message], margin?, tools?
-prompt          prompt: [messages], answer? (the gold), options?, tools?
+prompt          prompt: [messages], answer? (the gold), options?, unit?, tolerance?, evidence?, tools?
 qa              question, answer
 choice          question, options: {letter: text}, answer: letters, sorted, such as "AC"
 
@@ -35,7 +35,15 @@ FORMS: dict[str, dict[str, str]] = {
         "margin": "number",
         "tools": "json",
     },
-    "prompt": {"prompt": "messages", "answer": "text", "options": "json", "tools": "json"},
+    "prompt": {
+        "prompt": "messages",
+        "answer": "text",
+        "options": "json",
+        "unit": "text",
+        "tolerance": "number",
+        "evidence": "json",
+        "tools": "json",
+    },
     "qa": {"question": "text", "answer": "text"},
     "choice": {"question": "text", "options": "json", "answer": "text"},
 }
@@ -43,7 +51,7 @@ OPTIONAL: dict[str, tuple[str, ...]] = {
     "text": (),
     "conversation": ("tools",),
     "preference": ("margin", "tools"),
-    "prompt": ("answer", "options", "tools"),
+    "prompt": ("answer", "options", "unit", "tolerance", "evidence", "tools"),
     "qa": (),
     "choice": (),
 }
@@ -156,7 +164,7 @@ def _conversation_of_qa(draft: Record, repairs: Repairs) -> Record:
 def _prompt_of_qa(draft: Record, repairs: Repairs) -> Record:
     if not draft["question"]:
         raise BadRecord("question", "text", "an empty one")
-    return {"prompt": [{"role": "user", "content": draft["question"]}], "answer": draft["answer"] or None}
+    return draft | {"prompt": [{"role": "user", "content": draft["question"]}], "answer": draft["answer"] or None}
 
 
 def _prompt_of_preference(draft: Record, repairs: Repairs) -> Record:
