@@ -35,7 +35,7 @@ stage() {
 }
 
 step "1. continued pretraining"
-stage pt run_pt.sh --max_steps "$PT_STEPS" --max_length 512 --learning_rate 5e-4 --eval_strategy no
+stage pt run_pt.sh --max_steps "$PT_STEPS" --max_length 256 --learning_rate 5e-4 --eval_strategy no
 
 step "2. supervised fine-tuning"
 MODEL="$OUTPUT/pt" stage sft run_sft.sh --max_steps "$SFT_STEPS" --max_length 768 --learning_rate 1e-3 \
