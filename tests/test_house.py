@@ -14,7 +14,7 @@ PACKAGE = sorted((ROOT / "medical_qwen").rglob("*.py"))
 TOOLS = sorted((ROOT / "tools").glob("*.py"))
 # Every module of the package, lowest first: a module imports only what stands before it.
 ORDER = ("template", "arguments", "quantities", "answers", "metrics", "rewards", "evaluation", "records", "rendering",
-         "models", "perplexity", "scoring", "generation", "training", "ppo")  # fmt: skip
+         "models", "perplexity", "generation", "training", "ppo", "scoring")  # fmt: skip
 LIGHT = ("template", "medical_qwen.arguments", "medical_qwen.rewards", "medical_qwen.metrics", "medical_qwen.answers")
 OPTIONAL = {"gradio", "faiss", "jieba", "deepspeed", "vllm", "bitsandbytes", "hqq", "zstandard", "matplotlib"}
 
