@@ -4,7 +4,8 @@ set -euo pipefail
 cd "$(dirname "$0")"
 . tools/environment.sh
 install requirements.txt requirements-dev.txt requirements-model.txt
-export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 ruff check .
 ruff format --check .
-exec python -m pytest "$@"
+# One process a core; a file's tests stay together, so that a model is made once for them.
+exec python -m pytest -n "$(nproc)" --dist loadfile "$@"

