@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
 from medical_qwen.arguments import DataArguments, ModelArguments
-from medical_qwen.models import load_for_training, load_from_config, load_tokenizer
+from medical_qwen.models import load_for_training, load_from_config, tokenizer_for_training
 from medical_qwen.records import load_splits
 from medical_qwen.rendering.encoding import Encoder, Span
 from medical_qwen.training import Measured, finish, parse, prepare, run, show_rows
@@ -65,12 +65,7 @@ def encode(batch: dict, tokenizer: PreTrainedTokenizerBase, max_length: int) -> 
 
 def main(argv: list[str] | None = None) -> dict:
     model_args, data_args, config = parse(PretrainingArguments, DataArguments, SFTConfig, argv=argv)
-    tokenizer = load_tokenizer(
-        model_args.tokenizer_name_or_path or model_args.model_name_or_path,
-        model_args.template_name,
-        revision=model_args.model_revision,
-        trust_remote_code=config.trust_remote_code,
-    )
+    tokenizer = tokenizer_for_training(model_args, config.trust_remote_code)
     splits = load_splits(data_args, "text", config.seed)
     train, held_out = (
         prepare(part, encode, config, batched=True, tokenizer=tokenizer, max_length=config.max_length)

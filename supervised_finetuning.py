@@ -18,7 +18,7 @@ from dataclasses import asdict
 from trl import SFTConfig, SFTTrainer
 
 from medical_qwen.arguments import DataArguments, ModelArguments
-from medical_qwen.models import load_for_training, load_tokenizer
+from medical_qwen.models import load_for_training, tokenizer_for_training
 from medical_qwen.records import load_splits
 from medical_qwen.rendering import Renderer
 from medical_qwen.training import Measured, drop_unfit, finish, parse, prepare, run, show_rows
@@ -39,12 +39,7 @@ def encode(row: dict, renderer: Renderer, max_length: int) -> dict:
 
 def main(argv: list[str] | None = None) -> dict:
     model_args, data_args, config = parse(ModelArguments, DataArguments, SFTConfig, argv=argv)
-    tokenizer = load_tokenizer(
-        model_args.tokenizer_name_or_path or model_args.model_name_or_path,
-        model_args.template_name,
-        revision=model_args.model_revision,
-        trust_remote_code=config.trust_remote_code,
-    )
+    tokenizer = tokenizer_for_training(model_args, config.trust_remote_code)
     renderer = Renderer(tokenizer)
     splits = load_splits(data_args, "conversation", config.seed)
     train, truncation = drop_unfit(

@@ -135,6 +135,14 @@ def load_tokenizer(
     return tokenizer
 
 
+def tokenizer_for_training(args: ModelArguments, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of the checkpoint that a stage starts from, or the one that was named instead."""
+    path = args.tokenizer_name_or_path or args.model_name_or_path
+    if not path:
+        raise ValueError("--model_name_or_path is missing: the model directory or hub id to start from")
+    return load_tokenizer(path, args.template_name, args.model_revision, trust_remote_code)
+
+
 def load_base(
     lineage: Lineage,
     *,

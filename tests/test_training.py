@@ -299,6 +299,11 @@ def test_wrong_flags_are_named_and_nothing_is_written(tiny_model, data, tmp_path
     assert not out.exists()
 
 
+def test_a_stage_without_a_model_says_so(data, tmp_path):
+    with pytest.raises(ValueError, match="--model_name_or_path is missing"):
+        supervised_finetuning.main(["--train_file_dir", str(data), "--output_dir", str(tmp_path / "out")])
+
+
 def test_an_earlier_run_is_not_overwritten(tiny_model, data, tmp_path):
     out = tmp_path / "out"
     sft(tiny_model, data, out, "--max_steps", "1")
