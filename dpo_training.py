@@ -7,7 +7,6 @@
     ... --loss_type ipo                               # hinge, robust, exo_pair, apo_zero, ...: every loss of TRL's DPO
     ... --loss_type sigmoid sft --loss_weights 1 0.2  # several at once
     ... --method orpo                                 # or simpo, cpo, kto
-    ... --load_in_bits 4                              # QLoRA
 
 The reference model is the checkpoint that training starts from. With LoRA that is the model with its new adapter
 switched off: no second copy. In full training, or over several epochs, its log-probabilities are computed once and
@@ -16,11 +15,11 @@ kept on disk. Every option of TRL's `DPOConfig` (`KTOConfig`, `ORPOConfig`, `CPO
 """
 
 import argparse
+import importlib
 import sys
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 
-from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 
@@ -43,8 +42,7 @@ class Config(DPOConfig):
     precompute_ref_log_probs: bool | None = field(
         default=None,
         metadata={
-            "help": "Compute the reference's log-probabilities once, before training, and keep them on disk. Default: "
-            "where that is cheaper (several passes over the data, or full training, which saves a second model)."
+            "help": "Compute the reference's log-probabilities once and keep them. Default: where it is cheaper."
         },
     )
 
@@ -110,26 +108,20 @@ def unpair(batch: dict) -> dict:
 
 
 def rotate(batch: dict) -> dict:
-    answers = batch["completion_ids"]
-    return {"KL_completion_ids": answers[-1:] + answers[:-1]}
+    return {"KL_completion_ids": batch["completion_ids"][-1:] + batch["completion_ids"][:-1]}
 
 
 def classes(method: str) -> tuple[type[TrainingArguments], type]:
     """Options and trainer of a method."""
-    if method == "dpo":
-        return Config, Trainer
-    if method == "kto":
-        return KTOConfig, UnpairedTrainer
+    if method in ("dpo", "kto"):
+        return (Config, Trainer) if method == "dpo" else (KTOConfig, UnpairedTrainer)
+    name = "ORPO" if method == "orpo" else "CPO"  # SimPO is a loss of TRL's CPO trainer
     try:
-        if method == "orpo":
-            from trl.experimental.orpo import ORPOConfig as TheConfig
-            from trl.experimental.orpo import ORPOTrainer as TheTrainer
-        else:
-            from trl.experimental.cpo import CPOConfig as TheConfig
-            from trl.experimental.cpo import CPOTrainer as TheTrainer
-    except ImportError as error:
+        module = importlib.import_module(f"trl.experimental.{name.lower()}")
+        config, trainer = getattr(module, f"{name}Config"), getattr(module, f"{name}Trainer")
+    except (ImportError, AttributeError) as error:
         raise ValueError(f"--method {method}: TRL {version('trl')} does not offer it ({error})") from error
-    return TheConfig, type("ReferenceFreeTrainer", (ReferenceFree, TheTrainer), {})
+    return config, type(f"Measured{name}Trainer", (ReferenceFree, trainer), {})
 
 
 def encode(row: dict, renderer: Renderer, max_length: int | None) -> dict:
@@ -141,10 +133,7 @@ def encode(row: dict, renderer: Renderer, max_length: int | None) -> dict:
 
 
 def precomputes(config: Config, use_peft: bool, rows: int) -> bool:
-    """Whether the reference's log-probabilities are computed ahead, as asked or because that is cheaper.
-
-    Ahead they cost one forward pass per row, otherwise one per row and epoch.
-    """
+    """Whether the reference reads all rows once, ahead, not in every pass: as asked, or where that is cheaper."""
     fixed = config.ld_alpha is None and not config.sync_ref_model  # TRL's cache does not know ld_alpha
     if config.precompute_ref_log_probs is not None:
         if config.precompute_ref_log_probs and not fixed:
@@ -156,11 +145,11 @@ def precomputes(config: Config, use_peft: bool, rows: int) -> bool:
 
 
 def reference(
-    args: PreferenceArguments, config: TrainingArguments, tokenizer, rows: Dataset
+    args: PreferenceArguments, config: TrainingArguments, tokenizer: PreTrainedTokenizerBase, rows: int
 ) -> PreTrainedModel | None:
     """A frozen copy of the starting point, where one is needed: full training without log-probabilities kept."""
     if args.method == "dpo":
-        config.precompute_ref_log_probs = precomputes(config, args.use_peft, len(rows))
+        config.precompute_ref_log_probs = precomputes(config, args.use_peft, rows)
     if args.method not in ("dpo", "kto") or args.use_peft or config.precompute_ref_log_probs:
         return None
     return load_for_training(args, tokenizer, trust_remote_code=config.trust_remote_code)[0].requires_grad_(False)
@@ -188,7 +177,7 @@ def main(argv: list[str] | None = None) -> dict:
         for part in (splits.train, splits.validation)
     )
     model, adapter = load_for_training(model_args, tokenizer, trust_remote_code=config.trust_remote_code)
-    frozen = reference(model_args, config, tokenizer, train)
+    frozen = reference(model_args, config, tokenizer, len(train))
     trainer = trainer_class(
         model=model,
         **({"ref_model": frozen} if frozen else {}),

@@ -63,9 +63,7 @@ class RewardArguments:
         if bool(self.judge_url) != bool(self.judge_model):
             raise ValueError("--judge_url and --judge_model go together")
         if not (self.reward_funcs or self.reward_module or self.reward_model_path or self.judge_url):
-            raise ValueError(
-                "nothing to reward: give --reward_funcs, --reward_module, --reward_model_path or --judge_url"
-            )
+            raise ValueError("no reward: give --reward_funcs, --reward_module, --reward_model_path or --judge_url")
 
 
 @dataclass
@@ -129,10 +127,8 @@ def load_rewards(
 
 
 def by_model(model: RewardModel, same_tokens: bool) -> Reward:
-    """The very tokens that the policy wrote where the reward model has the same ones; a cut answer has no end then."""
-
     def reward_model(prompts, completions, completion_ids, prompt_ids, **columns) -> list[float]:
-        if same_tokens:
+        if same_tokens:  # an answer that was cut has no end then
             return model.score_ids([[*a, *b] for a, b in zip(prompt_ids, completion_ids, strict=True)])
         return model.score([[*a, *b] for a, b in zip(prompts, completions, strict=True)])
 

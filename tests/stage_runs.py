@@ -1,0 +1,82 @@
+"""What the tests of the alignment stages share: small data, and runs that are killed or on two ranks."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from medical_qwen.training import last_complete_checkpoint
+
+ROOT = Path(__file__).resolve().parents[1]
+QUIET = ["--report_to", "none", "--logging_steps", "1", "--gradient_checkpointing", "False", "--dtype", "float32"]
+
+
+def write_rows(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def user(text: str) -> dict:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> dict:
+    return {"role": "assistant", "content": text}
+
+
+def pairs(number: int) -> list[dict]:
+    """Short answers are better than long ones."""
+    return [
+        {
+            "prompt": [user(f"第{i}位患者问：{'头痛' * (1 + i % 3)}怎么办？")],
+            "chosen": [assistant("多休息。" * (1 + i % 2))],
+            "rejected": [assistant("多休息，多喝水，按时吃药。" * (2 + i % 3))],
+        }
+        for i in range(number)
+    ]
+
+
+def flags(model: Path, data: Path, output: Path, *more: str) -> list[str]:
+    return ["--model_name_or_path", str(model), "--train_file_dir", str(data), "--output_dir", str(output),
+            *QUIET, *more]  # fmt: skip
+
+
+def history(output: Path, key: str) -> list[float]:
+    rows = json.loads((output / "trainer_state.json").read_text())["log_history"]
+    return [row[key] for row in rows if key in row]
+
+
+def weights(output: Path) -> dict[str, torch.Tensor]:
+    return load_file(next(output.glob("*model.safetensors")))
+
+
+def furthest(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
+    assert first.keys() == second.keys()
+    return max((first[name].float() - second[name].float()).abs().max().item() for name in first)
+
+
+def kill_after_a_checkpoint(script: str, output: Path, arguments: list[str]) -> None:
+    """Run a stage script and SIGKILL it when its first checkpoint is complete."""
+    process = subprocess.Popen([sys.executable, script, *arguments], cwd=ROOT, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 180
+    while last_complete_checkpoint(output, 1) is None and process.poll() is None and time.time() < deadline:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+    assert not (output / "run_summary.json").exists()
+
+
+def two_ranks(script: str, arguments: list[str]) -> None:
+    """A stage script under torchrun on two gloo ranks."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, *arguments, "--use_cpu", "True"], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
