@@ -1,62 +1,94 @@
 #!/usr/bin/env bash
-# The whole way: base model -> continued pretraining -> fine-tuning -> answers to held-out questions -> scores side by side.
+# The whole way: base -> pretraining -> fine-tuning -> reward model -> PPO, DPO, GRPO -> answers to held-out questions
+# -> the scores of every stage side by side.
 #
 #   bash run_pipeline.sh                                     # the embedded 135M model and data/, on any machine
+#   STAGES="pt sft" bash run_pipeline.sh                     # without alignment
 #   MODEL=Qwen/Qwen3-0.6B OUTPUT=outputs/qwen3 bash run_pipeline.sh
 #   MODEL=my_model bash run_pipeline.sh --train_file_dir my_conversations     # flags go to the fine-tuning
 #
 # Ends with $OUTPUT/report.md. A run that was stopped goes on where it was when the same command is given again.
-# On a CPU each stage takes a number of steps that fits into minutes; a GPU goes through all data. PT_STEPS and SFT_STEPS
-# (-1: all data), EVAL_ROWS and MAX_NEW_TOKENS change that.
+# A GPU goes through all data; on a CPU every stage takes so many steps that all fits into half an hour.
 set -euo pipefail
 cd "$(dirname "$0")"
 . tools/launch.sh
 
 OUTPUT="${OUTPUT:-outputs/pipeline}"
-HELD_OUT="${HELD_OUT:-data/eval/heldout_qa.jsonl}"
+STAGES="${STAGES:-pt sft rm ppo dpo grpo}"
+HELD_OUT="${HELD_OUT:-data/eval}"
+EXAM_PROMPT="请回答问题。最后一行只写“答案：”，后面是选项字母，或者数值和单位。"
+PT=() SFT=() RM=() PPO=() DPO=() GRPO=()
 if command -v nvidia-smi >/dev/null; then
-  : "${PT_STEPS:=-1}" "${SFT_STEPS:=-1}" "${EVAL_ROWS:=1000}" "${MAX_NEW_TOKENS:=512}"
-  SMALL=()
+  ROWS=1000 EXAM_ROWS=1000 NEW_TOKENS=512 BATCH=32
 else
-  : "${PT_STEPS:=12}" "${SFT_STEPS:=24}" "${EVAL_ROWS:=24}" "${MAX_NEW_TOKENS:=96}"
-  SMALL=(--gradient_checkpointing False --per_device_train_batch_size 4 --gradient_accumulation_steps 1)
+  ROWS=24 EXAM_ROWS=12 NEW_TOKENS=96 BATCH=24
+  SMALL=(--gradient_checkpointing False --gradient_accumulation_steps 1 --per_device_train_batch_size 4)
+  PT=("${SMALL[@]}" --max_steps 12 --max_length 256 --learning_rate 5e-4 --eval_strategy no)
+  SFT=("${SMALL[@]}" --max_steps 24 --max_length 768 --learning_rate 1e-3 --eval_strategy no)
+  RM=("${SMALL[@]}" --max_steps 16 --max_length 512 --learning_rate 5e-4 --eval_strategy no)
+  PPO=("${SMALL[@]}" --max_steps 8 --num_ppo_epochs 2 --max_prompt_length 256 --max_completion_length 48)
+  DPO=("${SMALL[@]}" --max_steps 12 --max_length 512 --learning_rate 2e-4 --eval_strategy no)
+  GRPO=("${SMALL[@]}" --max_steps 4 --num_generations 4 --max_prompt_length 256 --max_completion_length 48)
 fi
 BASE="$MODEL"
-mkdir -p "$OUTPUT"
+mkdir -p "$OUTPUT/answers" "$OUTPUT/scores"
 
 step() { printf '\n=== %s\n' "$*"; }
+wanted() { [[ " $STAGES " == *" $1 "* ]]; }
 
 # stage NAME COMMAND...: skipped when an earlier run finished it; otherwise it goes on from its last checkpoint.
 stage() {
   local name="$1"
   shift
-  [ -f "$OUTPUT/$name/run_summary.json" ] && { echo "$name: done before"; return; }
-  OUTPUT="$OUTPUT/$name" bash "$@" --resume_from_checkpoint True --save_strategy steps --save_steps 10 "${SMALL[@]}"
+  wanted "$name" || return 0
+  step "$name"
+  [ -f "$OUTPUT/$name/run_summary.json" ] && { echo "done before"; return; }
+  OUTPUT="$OUTPUT/$name" bash "$@" --resume_from_checkpoint True --save_strategy steps --save_steps 10
 }
 
-step "1. continued pretraining"
-stage pt run_pt.sh --max_steps "$PT_STEPS" --max_length 256 --learning_rate 5e-4 --eval_strategy no
+stage pt run_pt.sh "${PT[@]}"
+if wanted pt; then MODEL="$OUTPUT/pt"; fi
+export MODEL
+stage sft run_sft.sh "${SFT[@]}" "$@"
+if wanted sft; then MODEL="$OUTPUT/sft"; fi
+stage rm run_rm.sh --validation_split_ratio 0 --validation_file_dir "$HELD_OUT/preference_pairs.jsonl" "${RM[@]}"
+stage ppo run_ppo.sh --reward_model_path "$OUTPUT/rm" "${PPO[@]}"
+stage dpo run_dpo.sh --validation_split_ratio 0 --validation_file_dir "$HELD_OUT/preference_pairs.jsonl" "${DPO[@]}"
+stage grpo run_grpo.sh "${GRPO[@]}"
 
-step "2. supervised fine-tuning"
-MODEL="$OUTPUT/pt" stage sft run_sft.sh --max_steps "$SFT_STEPS" --max_length 768 --learning_rate 1e-3 \
-  --eval_strategy no "$@"
-
-step "3. answers to held-out questions"
-head -n "$EVAL_ROWS" "$HELD_OUT" >"$OUTPUT/questions.jsonl"
-NAMES=(base pt sft)
-MODELS=("$BASE" "$OUTPUT/pt" "$OUTPUT/sft")
-FILES=()
-for i in "${!NAMES[@]}"; do
-  FILES+=("$OUTPUT/answers/${NAMES[$i]}.jsonl")
-  mkdir -p "$OUTPUT/answers"
-  [ -f "${FILES[$i]}" ] && continue
-  python inference.py --base_model "${MODELS[$i]}" --data_file "$OUTPUT/questions.jsonl" \
-    --output_file "${FILES[$i]}" --max_new_tokens "$MAX_NEW_TOKENS" --eval_batch_size 24 --repetition_penalty 1.1
+NAMES=(base) MODELS=("$BASE")
+for name in pt sft ppo dpo grpo; do
+  if wanted "$name"; then NAMES+=("$name") MODELS+=("$OUTPUT/$name"); fi
 done
 
-step "4. scores"
-python tools/perplexity.py --models "${MODELS[@]}" --names "${NAMES[@]}" --data_file "$OUTPUT/questions.jsonl" \
+# answers TASK ROWS NEW_TOKENS FLAGS...: what every system says to the first rows of a held-out file.
+answers() {
+  local task="$1" rows="$2" tokens="$3" file i
+  shift 3
+  head -n "$rows" "$HELD_OUT/$task.jsonl" >"$OUTPUT/answers/$task.jsonl"
+  mkdir -p "$OUTPUT/answers/$task"
+  FILES=()
+  for i in "${!NAMES[@]}"; do
+    file="$OUTPUT/answers/$task/${NAMES[$i]}.jsonl"
+    FILES+=("$file")
+    [ -f "$file" ] || python inference.py --base_model "${MODELS[$i]}" --data_file "$OUTPUT/answers/$task.jsonl" \
+      --output_file "$file" --max_new_tokens "$tokens" --eval_batch_size "$BATCH" --repetition_penalty 1.1 "$@"
+  done
+}
+
+step "answers to held-out questions, and their scores"
+answers heldout_qa "$ROWS" "$NEW_TOKENS"
+python evaluate_metrics.py --data_file "${FILES[@]}" --names "${NAMES[@]}" \
+  --output_file "$OUTPUT/scores/answers.json" --per_row_file "$OUTPUT/scores/answers_rows.jsonl" >"$OUTPUT/scores/answers.txt"
+if wanted rm; then
+  python tools/reward_scores.py --reward_model "$OUTPUT/rm" --data_file "${FILES[@]}" --names "${NAMES[@]}" \
+    --output_file "$OUTPUT/scores/reward.json"
+fi
+python tools/perplexity.py --models "${MODELS[@]}" --names "${NAMES[@]}" --data_file "$OUTPUT/answers/heldout_qa.jsonl" \
   --output_file "$OUTPUT/scores/perplexity.json"
-python evaluate_metrics.py --data_file "${FILES[@]}" --names "${NAMES[@]}" --output_file "$OUTPUT/scores/answers.json" \
-  --per_row_file "$OUTPUT/scores/answers_rows.jsonl"
+for task in exam calculations; do
+  answers "$task" "$EXAM_ROWS" 32 --system_prompt "$EXAM_PROMPT"
+  python evaluate_metrics.py --task "${task%s}" --data_file "${FILES[@]}" --names "${NAMES[@]}" \
+    --output_file "$OUTPUT/scores/$task.json" >"$OUTPUT/scores/$task.txt"
+done
 python tools/report.py --output "$OUTPUT"

@@ -26,6 +26,11 @@ STAGE_FIGURES = ("train_loss", "eval_loss", "tokens_seen", "tokens_per_second", 
                  "wall_seconds")  # fmt: skip
 
 
+ALIGNMENT_FIGURES = ("eval_accuracy", "eval_accuracy_low", "eval_accuracy_high", "eval_margin",
+                     "eval_rewards/accuracies", "eval_rewards/margins")  # fmt: skip
+NEWLINE = "\n"
+
+
 def read(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
@@ -50,6 +55,13 @@ def score_table(scores: Path) -> tuple[list[str], dict[str, dict[str, float]], d
         put("empty answers", system, found["empty_predictions"])
         put("length ratio (1 is best)", system, found["character"]["length_ratio"])
         put("repeated 4-grams % ↓", system, found["character"]["repetition-4"])
+    if (scores / "reward.json").is_file():
+        for system, found in read(scores / "reward.json").items():
+            put("reward model's score ↑", system, found["value"], found["low"], found["high"])
+    for task, title in (("exam", "exam accuracy % ↑"), ("calculations", "calculation accuracy % ↑")):
+        if (scores / f"{task}.json").is_file():
+            for system, found in read(scores / f"{task}.json")["systems"].items():
+                put(title, system, found["accuracy"]["value"], found["accuracy"]["low"], found["accuracy"]["high"])
     return list(perplexity), values, texts
 
 
@@ -97,15 +109,16 @@ def report(output: Path, sample_number: int = 3) -> str:
     """Write the plots and return the text of report.md."""
     systems, values, texts = score_table(output / "scores")
     plot_scores(values, systems, output / "scores.png")
-    stages = [name for name in systems if (output / name / "run_summary.json").is_file()]
+    stages = [name for name in (*systems, "rm") if (output / name / "run_summary.json").is_file()]
     summaries = {name: read(output / name / "run_summary.json") for name in stages}
     for name in stages:
         plot_loss(read(output / name / "trainer_state.json")["log_history"], output / name / "loss.png")
-    figures = []
+    figures, learned = [], []
     for name, summary in summaries.items():
         known = summary | summary["metrics"]
         figures.append([name, f"`{summary['parent']}`", str(summary["steps"])]
                        + [f"{known[key]:,.4g}" if key in known else "" for key in STAGE_FIGURES])  # fmt: skip
+        learned += [f"- {name}: {key} {known[key]:.4g}" for key in ALIGNMENT_FIGURES if key in known]
     rows = next(iter(read(output / "scores" / "answers.json")["systems"].values()))["rows"]
     curves = "\n".join(f"![loss of {name}]({name}/loss.png)" for name in stages)
     score_rows = [[score, *(texts[score].get(name, "") for name in systems)] for score in texts]
@@ -125,16 +138,18 @@ In brackets: 95 % intervals (bootstrap over the questions). ↑ higher is better
 
 {markdown_table(["stage", "from", "steps", *STAGE_FIGURES], figures)}
 
+{NEWLINE.join(learned)}
+
 {curves}
 
 ## Answers
 
-{samples(output / "answers", systems, sample_number)}
+{samples(output / "answers" / "heldout_qa", systems, sample_number)}
 ## Files
 
 - checkpoints: {", ".join(f"`{name}/`" for name in stages)}
-- answers: {", ".join(f"`answers/{name}.jsonl`" for name in systems)}
-- scores: `scores/perplexity.json`, `scores/answers.json`, row by row in `scores/answers_rows.jsonl`
+- answers: `answers/heldout_qa/`, `answers/exam/`, `answers/calculations/`, a file a system
+- scores: `scores/`; of the answers row by row in `scores/answers_rows.jsonl`
 """
 
 
