@@ -19,6 +19,7 @@ from peft import (
 from safetensors import safe_open
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from medical_qwen.arguments import ModelArguments
 from medical_qwen.models import (
@@ -80,7 +81,7 @@ class RewardCheckpoint:
         """`model` with this adapter, frozen, under the name "reward"."""
         base = model.get_base_model() if isinstance(model, PeftModel) else model
         expected, given = read_summary(self.path).get("base_fingerprint"), getattr(base, "base_fingerprint", None)
-        if expected and given and expected != given:
+        if expected and given and expected != given and not is_deepspeed_zero3_enabled():
             raise ValueError(
                 f"--reward_model_path: {self.path} is an adapter of another base than {model.name_or_path}"
             )
@@ -137,24 +138,17 @@ def load_ppo_model(
     if not args.use_peft:
         frozen = str(torch_dtype(args.dtype)).removeprefix("torch.")
         return separate_roles(load()[0], load(dtype=frozen)[0], load()[0], reward, tokenizer)
-    if reward is None or not _shares(lineage, reward):
-        return shared_roles(get_peft_model(*load()), tokenizer, reward)
-    common = _common(lineage.adapters, reward.below.adapters)
-    above, above_reward = lineage.adapters[len(common) :], reward.below.adapters[len(common) :]
-    policy = get_peft_model(
-        *load(model_name_or_path=common[-1] if common else lineage.root, adapter_name_or_path=None)
-    )
+    share = reward is not None and reward.below is not None and _same(lineage.root, reward.below.root)
+    theirs = reward.below.adapters if share else lineage.adapters
+    # partitioned weights (ZeRO-3) cannot be merged into: everything is stacked
+    common = () if is_deepspeed_zero3_enabled() else _common(lineage.adapters, theirs)
+    if share and not all(_stacks(adapter) for adapter in (*lineage.adapters[len(common) :], *theirs[len(common) :])):
+        share, common = False, lineage.adapters
+    above, above_reward = lineage.adapters[len(common) :], theirs[len(common) :] if share else ()
+    below = {"model_name_or_path": (lineage.root, *common)[-1], "adapter_name_or_path": None} if above else {}
+    policy = get_peft_model(*load(**below))
     policy.peft_config[POLICY].base_model_name_or_path = absolute((lineage.root, *lineage.adapters)[-1])
-    return shared_roles(policy, tokenizer, reward, share=True, above=above, above_reward=above_reward)
-
-
-def _shares(lineage: Lineage, reward: RewardCheckpoint) -> bool:
-    """Whether the reward model can be an adapter on the policy's base: same root, and what differs can be stacked."""
-    if reward.below is None or not _same(lineage.root, reward.below.root):
-        return False
-    common = _common(lineage.adapters, reward.below.adapters)
-    differing = (*lineage.adapters[len(common) :], *reward.below.adapters[len(common) :])
-    return all(_stacks(adapter) for adapter in differing)
+    return shared_roles(policy, tokenizer, reward, share=share, above=above, above_reward=above_reward)
 
 
 def _same(a: str, b: str) -> bool:

@@ -12,6 +12,7 @@ Where this departs from the textbook:
 """
 
 import contextlib
+import functools
 import logging
 import math
 from collections import defaultdict
@@ -27,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from medical_qwen.ppo import losses
 from medical_qwen.ppo.config import PPOConfig
@@ -149,6 +151,9 @@ class PPOTrainer(Trainer):
         rows = self.experience.mini_batch(number, epoch, part, self._rollout.texts)
         rows = rows[self._micro_step * size : (self._micro_step + 1) * size]
         batch = self._batch(rows, share=self.args.world_size / self._rollout.tokens_per_step[epoch, part])
+        if self._micro_step == 0 and is_deepspeed_zero3_enabled():
+            # ZeRO-3 forgets the last step's gradients in the first backward pass, but only those that it meets there
+            self.model_wrapped.optimizer.grad_partitions_flat_buffer.zero_()
         self._micro_step = (self._micro_step + 1) % self.args.gradient_accumulation_steps
 
         model.train()
@@ -292,9 +297,15 @@ class PPOTrainer(Trainer):
         torch.save(self.args, folder / "training_args.bin")
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """And the value model, which only training needs. DeepSpeed saves it with the policy."""
+        """And the value model, which only training needs. DeepSpeed saves all that is trained, and only that."""
+        if self.is_deepspeed_enabled:
+            save = self.model_wrapped.save_checkpoint
+            self.model_wrapped.save_checkpoint = functools.partial(save, exclude_frozen_parameters=True)
+            super()._save_optimizer_and_scheduler(output_dir)
+            self.model_wrapped.save_checkpoint = save
+            return
         super()._save_optimizer_and_scheduler(output_dir)
-        if self.args.should_save and not self.is_deepspeed_enabled:
+        if self.args.should_save:
             value = {name: p.detach().contiguous() for name, p in self.model.trained("value").items()}
             save_file(value, Path(output_dir) / VALUE_FILE)
 
