@@ -1,7 +1,7 @@
 """PPO: reinforcement learning of the SFT model against a reward model, with a value model, on one base.
 
     python ppo_training.py \\
-        --model_name_or_path outputs/sft --reward_model_path outputs/rm --train_file_dir data/rl \\
+        --model_name_or_path outputs/sft --reward_model_path outputs/rm --train_file_dir data/sft \\
         --use_peft True --learning_rate 1e-5 --max_completion_length 256 --output_dir outputs/ppo
 
     torchrun --nproc_per_node 2 ppo_training.py ...             # several GPUs
