@@ -3,6 +3,7 @@
 import inspect
 import random
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
@@ -46,14 +47,18 @@ class Answer:
     truncated: bool  # the oldest turns were left out of the prompt
 
 
+class Prompt(NamedTuple):
+    ids: list[int]
+    truncated: bool
+
+
 class Row:
     """One answer while it is written."""
 
-    def __init__(self, prompt: list[int], truncated: bool, text: TextStream, seed: int) -> None:
+    def __init__(self, prompt: Prompt, text: TextStream, seed: int) -> None:
         self.prompt = prompt
         self.pieces: list[str] = []
         self.finish_reason: str | None = None
-        self._truncated = truncated
         self._text = text
         self._random = random.Random(seed)
         self._tokens = 0
@@ -76,7 +81,7 @@ class Row:
 
     def answer(self) -> Answer:
         reason = self.finish_reason or "cancelled"
-        return Answer("".join(self.pieces), reason, len(self.prompt), self._tokens, self._truncated)
+        return Answer("".join(self.pieces), reason, len(self.prompt.ids), self._tokens, self.prompt.truncated)
 
 
 class Batch:

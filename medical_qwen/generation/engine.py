@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from medical_qwen.generation.decoding import Answer, Batch, Row, Sampling
+from medical_qwen.generation.decoding import Answer, Batch, Prompt, Row, Sampling
 from medical_qwen.generation.text import TextStream
 from medical_qwen.models import fit_embeddings, load_base, load_tokenizer, resolve
 from medical_qwen.rendering import Renderer
@@ -61,6 +61,7 @@ class Generator:
         self.tokenizer = tokenizer
         self.renderer = Renderer(tokenizer)
         self.context_length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.vocabulary = max(tokenizer.get_vocab().values()) + 1  # models may have more rows than that
         self.rows_at_once: int | None = None  # lowered when the device runs out of memory
         ends = model.generation_config.eos_token_id
         self.stop_token_ids = {*self.renderer.stop_token_ids, *(ends if isinstance(ends, list) else [ends])} - {None}
@@ -84,6 +85,8 @@ class Generator:
         lineage = resolve(base_model, lora_model)
         own = lora_model and (Path(lora_model) / "tokenizer_config.json").is_file()
         tokenizer = load_tokenizer(tokenizer_path or (lora_model if own else base_model), template_name)
+        if bits == 8:  # it would say at every product of matrices that it computes in float16
+            logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         cpu = only_cpu or not torch.cuda.is_available()
         device_map = {"": "cpu"} if cpu else "auto" if torch.cuda.device_count() > 1 else {"": 0}
         model = load_base(
@@ -101,7 +104,7 @@ class Generator:
 
     def measure(self, requests: list[Request], sampling: Sampling) -> list[int]:
         """Prompt lengths in tokens, after the oldest turns were dropped where needed: for `plan_batches`."""
-        return [len(self._row(request, sampling).prompt) for request in requests]
+        return [len(self._prompt(request, sampling).ids) for request in requests]
 
     def answer(
         self,
@@ -115,37 +118,40 @@ class Generator:
         Args:
             progress: called with the number of rows that a step finished.
         """
+        asked = [(self._prompt(request, sampling), request.seed) for request in requests]
         answers: dict[int, Answer] = {}
-        lengths = self.measure(requests, sampling)
-        for numbers in plan_batches(lengths, batch_size):
-            answers |= zip(numbers, self._complete([requests[i] for i in numbers], sampling, progress), strict=True)
+        for numbers in plan_batches([len(prompt.ids) for prompt, _ in asked], batch_size):
+            answers |= zip(numbers, self._complete([asked[i] for i in numbers], sampling, progress), strict=True)
         return [answers[i] for i in range(len(requests))]
 
     def stream(self, request: Request, sampling: Sampling) -> Stream:
         """The answer piece by piece, whole characters, never a part of a stop string."""
-        row = self._row(request, sampling)
+        row = self._row(self._prompt(request, sampling), request.seed, sampling)
         return Stream(row, self._decode([row], sampling))
 
-    def _row(self, request: Request, sampling: Sampling) -> Row:
+    def _prompt(self, request: Request, sampling: Sampling) -> Prompt:
         room = None if self.context_length is None else self.context_length - sampling.max_new_tokens
         if room is not None and room < 1:
             raise ValueError(
                 f"--max_new_tokens {sampling.max_new_tokens} leaves no room for a question: the model's context is "
                 f"{self.context_length} tokens"
             )
-        prompt = self.renderer.prompt(request.messages, request.tools)
-        if truncated := room is not None and len(prompt) > room:
-            prompt = self.renderer.prompt(request.messages, request.tools, max_length=room)
+        ids = self.renderer.prompt(request.messages, request.tools)
+        if room is None or len(ids) <= room:
+            return Prompt(ids, truncated=False)
+        return Prompt(self.renderer.prompt(request.messages, request.tools, max_length=room), truncated=True)
+
+    def _row(self, prompt: Prompt, seed: int, sampling: Sampling) -> Row:
         stops = tuple(dict.fromkeys((*self.renderer.stop_strings, *sampling.stop)))
-        return Row(prompt, truncated, TextStream(self.tokenizer, stops), request.seed)
+        return Row(prompt, TextStream(self.tokenizer, stops), seed)
 
     def _complete(
-        self, requests: list[Request], sampling: Sampling, progress: Callable[[int], object]
+        self, asked: list[tuple[Prompt, int]], sampling: Sampling, progress: Callable[[int], object]
     ) -> Iterator[Answer]:
         """One batch, in halves where the device's memory does not hold it."""
-        while requests:
-            some = requests[: self.rows_at_once]
-            rows = [self._row(request, sampling) for request in some]
+        while asked:
+            some = asked[: self.rows_at_once]
+            rows = [self._row(prompt, seed, sampling) for prompt, seed in some]
             try:
                 finished = 0
                 for _ in self._decode(rows, sampling):
@@ -163,11 +169,11 @@ class Generator:
                 torch.cuda.empty_cache()
                 continue
             yield from (row.answer() for row in rows)
-            requests = requests[len(some) :]
+            asked = asked[len(some) :]
 
     def _decode(self, rows: list[Row], sampling: Sampling) -> Iterator[None]:
         """Write all rows, a token a step; yields after each step."""
-        batch = Batch(self.model, [row.prompt for row in rows], len(self.tokenizer), sampling)
+        batch = Batch(self.model, [row.prompt.ids for row in rows], self.vocabulary, sampling)
         ends = self.stop_token_ids | self._control_tokens(sampling.stop)
         while True:
             tokens = batch.next_tokens([row.draw() for row in rows])
