@@ -2,8 +2,8 @@
 
 `Renderer` serves training, generation and serving alike. `renderer` is the door; `messages` prepares what the chat
 template reads, `layout` finds out where it puts the texts and where an answer begins and ends, `encoding` turns text
-into ids that no text can forge, `rendered` is what comes out, `fitting` shortens what is too long, `loading` checks the
-tokenizer.
+into ids that no text can forge, `rendered` is what comes out, `fitting` shortens what is too long, `loading` checks
+the tokenizer.
 """
 
 from .encoding import Encoder, Span

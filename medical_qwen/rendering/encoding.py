@@ -4,8 +4,6 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
-from operator import gt
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -52,10 +50,9 @@ class Encoder:
             if token.special
             or (len(token.content.strip()) > 1 and (_MARKUP.fullmatch(token.content) or token.content in template))
         }
-        special = set(tokenizer.all_special_ids)
-        self._structural = {id_ for id_ in self.controls if added[id_].special or id_ in special}
+        self._structural = {id_ for id_ in self.controls if added[id_].special} | set(tokenizer.all_special_ids)
         texts = sorted(self.controls.values(), key=len, reverse=True)
-        self.pattern = re.compile("|".join(map(re.escape, texts)) or r"(?!)")
+        self.pattern = re.compile("|".join(map(re.escape, texts)) or "(?!)")
 
     def set_structural(self, text: str) -> None:
         """Count the control tokens of `text`, the template's own words around plain turns, as marks of a turn."""
@@ -122,6 +119,10 @@ class Encoder:
         encoded = backend.encode(text, add_special_tokens=False)
         offsets = encoded.offsets
         starts, ends = [start for start, _ in offsets], [end for _, end in offsets]
-        if any(map(gt, starts, chain([0], ends))):  # where offsets leave out a leading space, it is the token's too
-            starts = list(map(min, starts, chain([0], ends)))
+        for i in [i for i in range(1, len(starts)) if starts[i] > ends[i - 1]]:
+            # Some tokenizers do not count the space in front of a token, or an accent that was composed with a letter.
+            if text[ends[i - 1] : starts[i]].isspace():
+                starts[i] = ends[i - 1]
+            else:
+                ends[i - 1] = starts[i]
         return encoded.ids, starts, ends

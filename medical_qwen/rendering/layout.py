@@ -146,22 +146,20 @@ def _shared(a: str, b: str) -> str:
 class LayoutBuilder:
     """Finds the layout of conversations of one chat template.
 
-    `controls` matches the tokenizer's control tokens, `special` those of them that are special, `eos` is the text of
-    its end-of-sequence token.
+    `controls` matches the tokenizer's control tokens, `eos` is the text of its end-of-sequence token.
     """
 
-    def __init__(self, render: Render, controls: re.Pattern[str], special: re.Pattern[str], eos: str) -> None:
-        self._special = special
-        self._eos_too = re.compile(f"(?:{special.pattern})*?{re.escape(eos)}")
+    def __init__(self, render: Render, controls: re.Pattern[str], eos: str) -> None:
+        self._eos_too = re.compile(f"(?:{controls.pattern})*?{re.escape(eos)}")
         user, answer = {"role": "user", "content": chr(_FIRST)}, {"role": "assistant", "content": chr(_FIRST + 2)}
-        after = {"role": "user", "content": chr(_FIRST + 4)}
-        short, long = _parse(render([user, answer], False))[0], _parse(render([user, answer, after], False))[0]
+        self.example = render([user, answer, {"role": "user", "content": chr(_FIRST + 4)}], False)
+        self.finished = render([user, answer], False)
+        short, long = _parse(self.finished)[0], _parse(self.example)[0]
         asked, prompt = _parse(render([user], False))[0][-1], _parse(render([user], True))[0][-1]
         if (len(short), len(long)) != (3, 4):
             raise ValueError("the chat template does not write the texts of user and assistant once each, in order")
-        # The template's own words around plain turns; what it adds for generation; what ends an answer. Where nothing
-        # does (ChatGLM3), the mark of the next role is what the model writes to stop.
-        self.own_words = long[0] + prompt + long[2]
+        # What the template adds for generation; what ends an answer. Where nothing does (ChatGLM3), the mark of the
+        # next role is what the model writes to stop.
         self._generation = prompt.removeprefix(asked) if prompt.startswith(asked) else ""
         leading = [controls.match(piece.lstrip()) for piece in (short[2], long[2])]
         self.end_marks = [match[0] for match in leading if match]
@@ -194,11 +192,12 @@ class LayoutBuilder:
         begin = self._begin(skeleton[:k], pieces[header], bool(own_slots), render)
         piece = own_slots[-1] + 1 if own_slots else header
         offset = 0 if own_slots else begin
-        # What the template writes after the answer even if nothing follows is the answer's own; no half of a mark.
-        alone = _parse(render(skeleton[: k + 1], False))[0][-1]
-        own = re.sub(r"<[^<>]*$", "", _shared(alone, pieces[piece]))
-        end, closed = self._end(own, pieces[piece], offset)
-        return Answer(k, Mark(header, begin), Mark(piece, end), closed)
+        plain = own_slots and slots[own_slots[-1]].field == "content" and not skeleton[k].get("tool_calls")
+        end = self._end(pieces[piece], offset, at_once=bool(plain))
+        if end is None and not plain:  # what the template writes even if nothing follows is the answer's own
+            own = _shared(_parse(render(skeleton[: k + 1], False))[0][-1], pieces[piece])
+            offset = max(offset, len(own.rstrip()))
+        return Answer(k, Mark(header, begin), Mark(piece, offset if end is None else end), end is not None)
 
     def _begin(self, before: list[Message], header: str, has_slot: bool, render: Render) -> int:
         """Where in the piece in front of an answer the generation prompt ends."""
@@ -216,19 +215,15 @@ class LayoutBuilder:
             return len(header)
         raise ValueError(f"cannot tell where an empty answer begins in the chat template's words {header!r}")
 
-    def _end(self, own: str, piece: str, offset: int) -> tuple[int, bool]:
-        """Where in the piece after an answer its last token ends, and whether that is an end-of-turn mark.
+    def _end(self, piece: str, offset: int, at_once: bool) -> int | None:
+        """Where in the piece after an answer its end-of-turn mark ends, if it has one.
 
-        `own` is what the template writes of the piece even if no message follows.
+        `at_once`: nothing but spaces may come before it, as there may where the answer ends with a tool call.
         """
         spaces = len(piece) - len(piece[offset:].lstrip())
-        if mark := next((mark for mark in self._marks if piece.startswith(mark, spaces)), None):
-            end = spaces + len(mark)
-            following = self._eos_too.match(own, end)  # Cohere ends the response, then the turn
-            return (following.end() if following else end), True
-        ends = [at + len(mark) for mark in self._marks if (at := own.find(mark, offset)) >= 0]
-        if ends:  # after a tool call
-            return min(ends), True
-        if special := self._special.search(own, offset):
-            return special.end(), True
-        return max(offset, len(own.rstrip())) if own[offset:].strip() else offset, False
+        found = [piece.find(mark, offset, spaces + len(mark) if at_once else None) for mark in self._marks]
+        ends = [at + len(mark) for at, mark in zip(found, self._marks, strict=True) if at >= 0]
+        if not ends:
+            return None
+        following = self._eos_too.match(piece, min(ends))  # Cohere ends the response, then the turn
+        return following.end() if following else min(ends)

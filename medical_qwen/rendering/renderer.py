@@ -51,14 +51,12 @@ class Renderer:
         template = tokenizer.get_chat_template()
         self._splits_thoughts = "reasoning_content" in template
         self._encoder = Encoder(tokenizer, template)
-        special = "|".join(re.escape(token) for token in tokenizer.all_special_tokens)
         self._builder = LayoutBuilder(
             lambda messages, generation: self._write(messages, None, generation),
             self._encoder.pattern,
-            re.compile(special),
             tokenizer.eos_token,
         )
-        self._encoder.set_structural(self._builder.own_words)
+        self._encoder.set_structural(self._builder.example)
         marks = [re.escape(mark) for mark in self._builder.end_marks]
         self._shielded = re.compile("|".join([self._encoder.pattern.pattern, *marks, SLOT.pattern]))
         self._layouts: dict[Any, Layout] = {}
@@ -167,18 +165,16 @@ class Renderer:
     @property
     def stop_token_ids(self) -> list[int]:
         """Tokens at which generation ends: eos and the template's end-of-turn token, where that is another."""
-        marks = self._builder.end_marks
-        ids = [id_ for id_, content in self._encoder.controls.items() if content in marks]
-        return list(dict.fromkeys([self.tokenizer.eos_token_id, *ids]))
+        return list(dict.fromkeys([self.tokenizer.eos_token_id, *self._end_tokens()]))
 
     @property
     def stop_strings(self) -> list[str]:
         """Texts at which generation ends, beyond `stop_token_ids`."""
         jinja = self.tokenizer.get_chat_template()
         named = [text for known in TEMPLATES.values() if jinja.endswith(known.jinja) for text in known.stop_strings]
-        tokens, words = set(self._encoder.controls.values()), self._builder.own_words
-        texts = [text for text in [*self._builder.end_marks, *named] if text not in tokens and text in words]
-        return list(dict.fromkeys(texts))
+        tokens = {self.tokenizer.eos_token, *self._end_tokens().values()}
+        texts = [*self._builder.end_marks, *named]
+        return [text for text in dict.fromkeys(texts) if text not in tokens and text in self._builder.example]
 
     def colour(self, rendered: Rendered) -> str:
         """The text with what is learned in green, for a terminal."""
@@ -313,6 +309,14 @@ class Renderer:
                 # A token spans the end of the prompt: separate there, as it is when the model generates.
                 return (cut := whole([start])), bisect_left(cut[0].starts, start)
         return built, bisect_left(built[0].starts, start)
+
+    def _end_tokens(self) -> dict[int, str]:
+        """The end-of-turn marks that are single tokens where the template writes them."""
+        written = {
+            id_ for text in (self._builder.example, self._builder.finished) for id_ in self._encoder.encode(text).ids
+        }
+        controls = self._encoder.controls
+        return {id_: controls[id_] for id_ in controls if id_ in written and controls[id_] in self._builder.end_marks}
 
     def _warn(self, message: str) -> None:
         if message not in self._warned:
