@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 
 from medical_qwen.arguments import DataArguments, ModelArguments
-from medical_qwen.models import load_for_training, load_tokenizer
+from medical_qwen.models import load_for_training, tokenizer_for_training
 from medical_qwen.records import load_splits
 from medical_qwen.rendering import Renderer
 from medical_qwen.training import Measured, drop_unfit, finish, parse, prepare, run
@@ -164,12 +164,7 @@ def main(argv: list[str] | None = None) -> dict:
     defaults = ["--loss_type", "simpo", "--cpo_alpha", "0"] if method == "simpo" else []
     model_args, data_args, config = parse(PreferenceArguments, DataArguments, config_class, argv=[*defaults, *argv])
     config.remove_unused_columns = False  # `length` groups rows of like length
-    tokenizer = load_tokenizer(
-        model_args.tokenizer_name_or_path or model_args.model_name_or_path,
-        model_args.template_name,
-        revision=model_args.model_revision,
-        trust_remote_code=config.trust_remote_code,
-    )
+    tokenizer = tokenizer_for_training(model_args, config.trust_remote_code)
     renderer = Renderer(tokenizer)
     splits = load_splits(data_args, "preference", config.seed)
     (train, truncation), (held_out, _) = (
@@ -177,6 +172,7 @@ def main(argv: list[str] | None = None) -> dict:
         for part in (splits.train, splits.validation)
     )
     model, adapter = load_for_training(model_args, tokenizer, trust_remote_code=config.trust_remote_code)
+    model.requires_grad_(not model_args.use_peft)  # merging the adapters below has frozen some of it
     frozen = reference(model_args, config, tokenizer, len(train))
     trainer = trainer_class(
         model=model,

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from trl import GRPOConfig, GRPOTrainer
 
 from medical_qwen.arguments import DataArguments, ModelArguments
-from medical_qwen.models import load_for_training, load_tokenizer, merged_directory, resolve
+from medical_qwen.models import load_for_training, merged_directory, resolve, tokenizer_for_training
 from medical_qwen.records import load_splits
 from medical_qwen.rendering import Renderer
 from medical_qwen.rewards import REWARDS, Reward, load_reward
@@ -148,6 +148,7 @@ def load_policy(
 ) -> tuple[PreTrainedModel, object, str]:
     """The policy, the adapter to train on it, and the base that the adapter is to name."""
     model, adapter = load_for_training(args, tokenizer, trust_remote_code=config.trust_remote_code)
+    model.requires_grad_(not args.use_peft)  # merging the adapters below has frozen some of it
     model.generation_config.eos_token_id = stop_ids
     if config.use_vllm:
         config.generation_kwargs = {"stop_token_ids": stop_ids, **(config.generation_kwargs or {})}
@@ -163,12 +164,7 @@ def main(argv: list[str] | None = None) -> dict:
     model_args, data_args, reward_args, config = parse(
         ModelArguments, DataArguments, RewardArguments, Config, argv=argv
     )
-    tokenizer = load_tokenizer(
-        model_args.tokenizer_name_or_path or model_args.model_name_or_path,
-        model_args.template_name,
-        revision=model_args.model_revision,
-        trust_remote_code=config.trust_remote_code,
-    )
+    tokenizer = tokenizer_for_training(model_args, config.trust_remote_code)
     renderer = Renderer(tokenizer)
     rewards = load_rewards(reward_args, config, tokenizer)
     splits = load_splits(data_args, "prompt", config.seed)

@@ -25,7 +25,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import RewardConfig, RewardTrainer
 
 from medical_qwen.arguments import DataArguments, ModelArguments
-from medical_qwen.models import absolute, load_for_training, load_tokenizer, merged_directory, resolve
+from medical_qwen.models import absolute, load_for_training, merged_directory, resolve, tokenizer_for_training
 from medical_qwen.records import load_splits
 from medical_qwen.rendering import Renderer
 from medical_qwen.scoring import pair_report
@@ -135,12 +135,7 @@ def load_with_head(
 def main(argv: list[str] | None = None) -> dict:
     model_args, data_args, config = parse(ModelArguments, DataArguments, RewardConfig, argv=argv)
     config.remove_unused_columns = False  # `length` groups rows of like length
-    tokenizer = load_tokenizer(
-        model_args.tokenizer_name_or_path or model_args.model_name_or_path,
-        model_args.template_name,
-        revision=model_args.model_revision,
-        trust_remote_code=config.trust_remote_code,
-    )
+    tokenizer = tokenizer_for_training(model_args, config.trust_remote_code)
     renderer = Renderer(tokenizer)
     pad_apart(tokenizer, renderer)
     splits = load_splits(data_args, "preference", config.seed)
