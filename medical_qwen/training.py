@@ -261,7 +261,7 @@ def finish(trainer: Trainer, *, stage: str, parent: str | None, data: dict, extr
     throughput = _throughput(trainer, result.metrics["train_runtime"])
     metrics = {key: value for key, value in result.metrics.items() if not key.startswith("total")}
     if trainer.eval_dataset is not None:
-        metrics |= trainer.evaluate()
+        metrics |= _evaluated_now(trainer) or trainer.evaluate()
     trainer.save_model(config.output_dir)
     trainer.save_state()
     summary = {
@@ -289,6 +289,12 @@ def finish(trainer: Trainer, *, stage: str, parent: str | None, data: dict, extr
         plot_loss(trainer.state.log_history, folder / "loss.png")
         _tell(summary)
     return summary
+
+
+def _evaluated_now(trainer: Trainer) -> dict:
+    """The held-out metrics of the last step, where `--eval_strategy` has just measured them."""
+    rows = [row for row in trainer.state.log_history if row["step"] == trainer.state.global_step]
+    return next(({k: v for k, v in row.items() if k.startswith("eval_")} for row in rows if "eval_runtime" in row), {})
 
 
 def _unwrapped(trainer: Trainer) -> torch.nn.Module:

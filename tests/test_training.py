@@ -367,3 +367,21 @@ def test_the_flags_of_a_run_script_are_those_of_its_stage(script, tmp_path):
         [sys.executable, "-c", check, *out[1:]], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_last_evaluation_is_not_done_twice(tiny_model, data, tmp_path, monkeypatch):
+    counted = []
+    evaluate = supervised_finetuning.Trainer.evaluate
+
+    def count(self, *args, **kwargs):
+        counted.append(self.state.global_step)
+        return evaluate(self, *args, **kwargs)
+
+    monkeypatch.setattr(supervised_finetuning.Trainer, "evaluate", count)
+    summary = sft(tiny_model, data, tmp_path / "out", "--max_steps", "4", "--eval_strategy", "steps", "--eval_steps",
+                  "2", "--validation_split_ratio", "0.25")  # fmt: skip
+    assert counted == [2, 4]
+    history = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
+    last = [row for row in history if "eval_loss" in row][-1]
+    assert summary["metrics"]["eval_loss"] == last["eval_loss"]
+    assert summary["metrics"]["eval_perplexity"] == pytest.approx(math.exp(last["eval_loss"]))
