@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from dataclasses import fields
 from importlib.metadata import version
@@ -92,6 +93,8 @@ def _start(config: TrainingArguments) -> None:
     for noisy in ("httpx", "filelock", "matplotlib", "fsspec", "bitsandbytes", "DeepSpeed"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     hf_logging.set_verbosity_warning()
+    # PEFT looks for a config.json in the base of an adapter, which here may be an adapter directory itself.
+    warnings.filterwarnings("ignore", message="Could not find a config file in")
     if config.deepspeed and config.use_cpu:
         import deepspeed  # ZeRO-3 counts the ranks while the model loads, so they must have met before
 
