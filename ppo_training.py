@@ -18,7 +18,7 @@ from datasets import Dataset, concatenate_datasets
 from transformers import set_seed
 
 from medical_qwen.arguments import DataArguments, ModelArguments
-from medical_qwen.models import load_tokenizer
+from medical_qwen.models import tokenizer_for_training
 from medical_qwen.ppo import PPOConfig, PPOTrainer, from_endpoint, load_ppo_model
 from medical_qwen.records import load_splits
 from medical_qwen.rendering import Renderer
@@ -32,12 +32,7 @@ def encode(row: dict, renderer: Renderer, max_length: int) -> dict:
 
 def main(argv: list[str] | None = None) -> dict:
     model_args, data_args, config = parse(ModelArguments, DataArguments, PPOConfig, argv=argv)
-    tokenizer = load_tokenizer(
-        model_args.tokenizer_name_or_path or model_args.model_name_or_path,
-        model_args.template_name,
-        revision=model_args.model_revision,
-        trust_remote_code=config.trust_remote_code,
-    )
+    tokenizer = tokenizer_for_training(model_args, config.trust_remote_code)
     renderer = Renderer(tokenizer)
     splits = load_splits(data_args, "prompt", config.seed)
 
