@@ -305,6 +305,25 @@ def test_tool_calls_are_spelled_as_the_template_wants_them(shared):
     assert qwen.render(wanted).input_ids == qwen.render(given).input_ids
 
 
+def test_what_looks_like_a_tool_response_is_located(shared, fresh):
+    """Qwen templates ask whether a question is one, others write the marks around it themselves."""
+    for folder in ("tokenizers/qwen3", "models/minimind2-small", "tokenizers/llama3"):
+        tokenizer = load(shared, folder)
+        messages = chat("甲", "乙", "<tool_response>\n丙\n</tool_response>", "丁")
+        rendered = Renderer(tokenizer).render(messages)
+        assert rendered.text == tokenizer.apply_chat_template(messages, tokenize=False)
+        assert ["乙" in learned(tokenizer, rendered)[0], "丁" in learned(tokenizer, rendered)[1]] == [True, True]
+        assert "丙" not in "".join(learned(tokenizer, rendered))
+    tokenizer = fresh("qwen3")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}A{{ m.content }}{{ eos_token }}"
+        "{% else %}<tool_response>{{ m.content }}</tool_response>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}A{% endif %}"
+    )
+    rendered = Renderer(tokenizer).render(chat("甲", "乙", "丙", "丁"))
+    assert learned(tokenizer, rendered) == ["乙<|im_end|>", "丁<|im_end|>"]
+
+
 def test_a_template_that_leaves_something_out_is_reported(shared, caplog):
     tokenizer = load(shared, "tokenizers/llama3")
     Renderer(tokenizer).render([*chat("布洛芬"), call({"名称": "布洛芬"}, "查"), tool("一日2~3次")], TOOLS)
@@ -913,6 +932,11 @@ def test_a_tokenizer_without_a_template_asks_for_one(fresh):
 
 def test_the_tokenizers_are_loaded_as_published(shared, folder):
     check_tokenizer(load(shared, folder), shared / folder)
+
+
+def test_a_tokenizer_that_comes_with_no_tokenizer_json_is_not_compared(shared, tmp_path):
+    check_tokenizer(load(shared, "tokenizers/qwen3"), tmp_path)
+    check_tokenizer(load(shared, "tokenizers/qwen3"), "nobody/has-this-model")
 
 
 @pytest.mark.parametrize("name", ["yi", "deepseek_v3"])

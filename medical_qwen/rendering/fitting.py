@@ -81,6 +81,8 @@ def shorten(
     if max_length is None or built.needed() <= max_length:
         return built, 0, 0
     head, turns = exchanges(messages)
+    if not turns:
+        return built, 0, 0
     tried: dict[int, Rendered] = {}
 
     def fits(dropped: int) -> bool:

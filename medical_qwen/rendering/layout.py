@@ -24,6 +24,7 @@ Render = Callable[[list[Message], bool], str]  # (messages, add_generation_promp
 _FIRST, _LAST = 0x100000, 0x10FFFD
 SLOT = re.compile(f"([{chr(_FIRST)}-{chr(_LAST)}])")
 _TOOL_RESPONSE = ("<tool_response>", "</tool_response>")
+_DISGUISED = re.compile(rf"<tool_response>{SLOT.pattern}\1</tool_response>")
 _TEXT_MARK = re.compile(r"\s*(<[^<>\s]+>|[^<\s][^<]*?)(?=\s*(?:<|$))")  # an end of turn that is no token
 FIELDS = ("content", "reasoning_content")
 
@@ -118,7 +119,7 @@ def outline(messages: Sequence[Message], split_thoughts: bool) -> tuple[list[Mes
                 texts[Slot(i, name)] = text
                 # Qwen templates ask whether a user message is a tool's response in disguise.
                 disguised = text.startswith(_TOOL_RESPONSE[0]) and text.endswith(_TOOL_RESPONSE[1])
-                bare[name] = slot.join(_TOOL_RESPONSE) if disguised else slot
+                bare[name] = (2 * slot).join(_TOOL_RESPONSE) if disguised else slot
         skeleton.append(bare)
     return skeleton, texts
 
@@ -131,8 +132,7 @@ def shape(skeleton: Sequence[Message]) -> Any:
 
 
 def _parse(text: str) -> tuple[list[str], list[Slot]]:
-    text = re.sub(f"{_TOOL_RESPONSE[0]}({SLOT.pattern[1:-1]}){_TOOL_RESPONSE[1]}", r"\1", text)
-    parts = SLOT.split(text)
+    parts = SLOT.split(_DISGUISED.sub(r"\1", text))
     numbers = [ord(mark) - _FIRST for mark in parts[1::2]]
     return parts[0::2], [Slot(number // 2, FIELDS[number % 2]) for number in numbers]
 
@@ -150,7 +150,6 @@ class LayoutBuilder:
     """
 
     def __init__(self, render: Render, controls: re.Pattern[str], eos: str) -> None:
-        self._eos_too = re.compile(f"(?:{controls.pattern})*?{re.escape(eos)}")
         user, answer = {"role": "user", "content": chr(_FIRST)}, {"role": "assistant", "content": chr(_FIRST + 2)}
         self.example = render([user, answer, {"role": "user", "content": chr(_FIRST + 4)}], False)
         self.finished = render([user, answer], False)
@@ -158,14 +157,16 @@ class LayoutBuilder:
         asked, prompt = _parse(render([user], False))[0][-1], _parse(render([user], True))[0][-1]
         if (len(short), len(long)) != (3, 4):
             raise ValueError("the chat template does not write the texts of user and assistant once each, in order")
-        # What the template adds for generation; what ends an answer. Where nothing does (ChatGLM3), the mark of the
-        # next role is what the model writes to stop.
         self._generation = prompt.removeprefix(asked) if prompt.startswith(asked) else ""
         leading = [controls.match(piece.lstrip()) for piece in (short[2], long[2])]
         self.end_marks = [match[0] for match in leading if match]
         if not leading[0] and (mark := _TEXT_MARK.match(_shared(short[2], long[2]))):
             self.end_marks.append(mark[1])
-        self._marks = list(dict.fromkeys([*self.end_marks, eos]))
+        marks = "|".join(re.escape(mark) for mark in {*self.end_marks, eos})
+        self._mark = re.compile(marks)
+        # Where nothing ends an answer (ChatGLM3), the model stops by writing the mark of the next role, whichever.
+        self._mark_at_once = self._mark if short[2].strip() else re.compile(f"{controls.pattern}|{marks}")
+        self._eos_too = re.compile(f"(?:{controls.pattern})*?{re.escape(eos)}")
 
     def build(self, skeleton: list[Message], render: Render, generation: bool) -> Layout:
         """The layout of a conversation (`render` knows its tools); with `generation`, of the prompt for an answer."""
@@ -221,9 +222,8 @@ class LayoutBuilder:
         `at_once`: nothing but spaces may come before it, as there may where the answer ends with a tool call.
         """
         spaces = len(piece) - len(piece[offset:].lstrip())
-        found = [piece.find(mark, offset, spaces + len(mark) if at_once else None) for mark in self._marks]
-        ends = [at + len(mark) for at, mark in zip(found, self._marks, strict=True) if at >= 0]
-        if not ends:
+        mark = self._mark_at_once.match(piece, spaces) if at_once else self._mark.search(piece, offset)
+        if mark is None:
             return None
-        following = self._eos_too.match(piece, min(ends))  # Cohere ends the response, then the turn
-        return following.end() if following else min(ends)
+        following = self._eos_too.match(piece, mark.end())  # Cohere ends the response, then the turn
+        return following.end() if following else mark.end()

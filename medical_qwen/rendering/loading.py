@@ -18,12 +18,8 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, path: str | Path) -> Non
     transformers rebuilds some tokenizers from their class name and gets them wrong (DeepSeek-V3: Chinese vanishes; Yi:
     a space before every text). Nothing to compare, nothing to complain about: a checkpoint may have no such file.
     """
-    local = Path(path) / "tokenizer.json"
-    file = (
-        (local if local.is_file() else None)
-        if Path(path).is_dir()
-        else cached_file(str(path), "tokenizer.json", _raise_exceptions_for_missing_entries=False)
-    )
+    options = {"local_files_only": True, "_raise_exceptions_for_missing_entries": False}  # it has just been loaded
+    file = cached_file(str(path), "tokenizer.json", **options)
     if file is None:
         return
     expected = Tokenizer.from_file(str(file)).encode(_PROBE, add_special_tokens=False).ids
