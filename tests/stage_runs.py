@@ -72,11 +72,14 @@ def kill_after_a_checkpoint(script: str, output: Path, arguments: list[str]) -> 
     assert not (output / "run_summary.json").exists()
 
 
-def two_ranks(script: str, arguments: list[str]) -> None:
-    """A stage script under torchrun on two gloo ranks."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+def two_ranks(stage: str, arguments: list[str]) -> None:
+    """A stage under torchrun on two gloo ranks, which have to end with the same weights."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
-        [*command, *arguments, "--use_cpu", "True"], cwd=ROOT, env=environment, capture_output=True, text=True
+        [*command, "tests/same_weights.py", stage, *arguments, "--use_cpu", "True"],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr[-3000:]

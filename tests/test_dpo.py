@@ -269,6 +269,6 @@ def test_two_ranks_with_uneven_pairs(tiny_model, tmp_path, held_out, method):
     data = write_rows(tmp_path / "pairs.jsonl", pairs(13))
     more = ["--method", method, "--num_train_epochs", "2", "--per_device_train_batch_size", "2",
             "--validation_file_dir", str(held_out[0]), *LORA]  # fmt: skip
-    two_ranks("dpo_training.py", flags(tiny_model, data, tmp_path / "out", *more))
+    two_ranks("dpo_training", flags(tiny_model, data, tmp_path / "out", *more))
     summary = json.loads((tmp_path / "out" / "run_summary.json").read_text())
     assert summary["world_size"] == 2 and summary["metrics"]["eval_rewards/margins"] > 0
