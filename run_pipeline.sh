@@ -22,7 +22,7 @@ if command -v nvidia-smi >/dev/null; then
   ROWS=1000 EXAM_ROWS=1000 NEW_TOKENS=512 BATCH=32
 else
   ROWS=24 EXAM_ROWS=12 NEW_TOKENS=96 BATCH=24
-  SMALL=(--gradient_checkpointing False --gradient_accumulation_steps 1 --per_device_train_batch_size 4)
+  SMALL=(--gradient_checkpointing False --logging_steps 1 --gradient_accumulation_steps 1 --per_device_train_batch_size 4)
   PT=("${SMALL[@]}" --max_steps 12 --max_length 256 --learning_rate 5e-4 --eval_strategy no)
   SFT=("${SMALL[@]}" --max_steps 20 --max_length 512 --learning_rate 1e-3 --eval_strategy no)
   RM=("${SMALL[@]}" --max_steps 16 --max_length 512 --learning_rate 5e-4 --eval_strategy no)

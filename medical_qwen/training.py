@@ -361,7 +361,7 @@ def plot_loss(history: list[dict], path: Path) -> None:
         points = [(row["step"], row[key]) for row in history if key in row]
         if points:
             axes.plot(*zip(*points, strict=True), style, label=label, markersize=4)
-    axes.set(xlabel="step", ylabel="loss (nats per token)", title=path.parent.name)
+    axes.set(xlabel="step", ylabel="loss", title=path.parent.name)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.tight_layout()

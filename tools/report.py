@@ -16,6 +16,7 @@ from medical_qwen.training import plot_loss, run
 
 NOTICE = "Sample texts of a language model. They may be wrong; none of this is medical advice."
 ANSWER_SCORES = (
+    ("character", "corpus", "BLEU-1"),
     ("character", "corpus", "BLEU-4"),
     ("character", "corpus", "ROUGE-1"),
     ("character", "corpus", "ROUGE-L"),
@@ -83,23 +84,26 @@ def samples(answers: Path, systems: list[str], number: int) -> str:
 
 
 def plot_scores(values: dict[str, dict[str, float]], systems: list[str], path: Path) -> None:
-    """Bars of the systems, a panel a score; perplexity on a logarithmic axis."""
+    """Bars of the systems, a panel a score; scores that nobody gets above zero are left out."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    shown = [score for score in values if score.endswith(("↑", "↓")) and "4-grams" not in score]
-    figure, panels = plt.subplots(1, len(shown), figsize=(2.6 * len(shown), 3.2), dpi=120)
-    for panel, score in zip(panels, shown, strict=True):
+    shown = [score for score in values if score.endswith(("↑", "↓")) and any(values[score].values())]
+    across = min(4, len(shown))
+    down = -(-len(shown) // across)
+    figure, panels = plt.subplots(down, across, figsize=(3 * across, 2.8 * down), dpi=120, squeeze=False)
+    for panel, score in zip(panels.flat, shown, strict=False):
         bars = panel.bar(systems, [values[score].get(name, 0) for name in systems], color="#3b7ea1")
         panel.bar_label(bars, fmt="%.3g", fontsize=8)
-        title = score.removesuffix(" of the references ↓").replace(" ↑", "").replace(", by ", "\nby ")
-        panel.set_title(f"{title}\n({'lower' if score.endswith('↓') else 'higher'} is better)", fontsize=8)
+        title = score.removesuffix(" ↓").removesuffix(" ↑")
+        panel.set_title(f"{title}\n({'lower' if score.endswith('↓') else 'higher'} is better)", fontsize=9)
         panel.tick_params(labelsize=8)
+        panel.margins(y=0.15)
         panel.spines[["top", "right"]].set_visible(False)
-        if "perplexity" in score:
-            panel.set_yscale("log")
+    for panel in list(panels.flat)[len(shown) :]:
+        panel.set_visible(False)
     figure.tight_layout()
     figure.savefig(path)
     plt.close(figure)
