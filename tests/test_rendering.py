@@ -305,12 +305,27 @@ def test_tool_calls_are_spelled_as_the_template_wants_them(shared):
     assert qwen.render(wanted).input_ids == qwen.render(given).input_ids
 
 
+def test_a_space_that_the_prompt_ends_with_is_one_token_with_the_answer(fresh):
+    """Other people's templates end the header with a space; the answer's first token is learned all the same."""
+    tokenizer = fresh("baichuan2")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}{% if m.role == 'assistant' %}{{ eos_token }}"
+        "{% else %}\n{% endif %}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    messages = chat("question", "answer", "question", "another")
+    rendered = Renderer(tokenizer).render(messages)
+    assert rendered.input_ids == tokenizer.apply_chat_template(messages)["input_ids"]
+    assert [text.strip() for text in learned(tokenizer, rendered)] == ["answer</s>", "another</s>"]
+
+
 def test_what_looks_like_a_tool_response_is_located(shared, fresh):
     """Qwen templates ask whether a question is one, others write the marks around it themselves."""
     for folder in ("tokenizers/qwen3", "models/minimind2-small", "tokenizers/llama3"):
         tokenizer = load(shared, folder)
         messages = chat("甲", "乙", "<tool_response>\n丙\n</tool_response>", "丁")
+        messages[1]["reasoning_content"] = "戊"  # shown if what follows is no question
         rendered = Renderer(tokenizer).render(messages)
+        assert ("戊" in rendered.text) == folder.endswith("qwen3")
         assert rendered.text == tokenizer.apply_chat_template(messages, tokenize=False)
         assert ["乙" in learned(tokenizer, rendered)[0], "丁" in learned(tokenizer, rendered)[1]] == [True, True]
         assert "丙" not in "".join(learned(tokenizer, rendered))
@@ -597,6 +612,19 @@ def test_nothing_is_left_when_only_the_header_fits(folder, tokenizer):
     assert renderer.fit(LONG, header + 3)[0] is not None
 
 
+def test_a_header_is_never_left_without_its_answer(shared):
+    tokenizer = load(shared, "tokenizers/qwen3")
+    renderer, ends = Renderer(tokenizer), set()
+    messages = [*chat("甲"), call({"名称": "布洛芬"}, "查一查"), tool("一日2~3次"), *chat("", "饭后服。")[1:]]
+    for limit in range(12, renderer.fit(messages, None)[0].needed()):
+        rendered, _ = renderer.fit(messages, limit)
+        if rendered:
+            assert rendered.mask[-1] == 1 or rendered.text.endswith("饭后服。<|im_end|>\n")
+            assert len(rendered.input_ids) <= limit
+            ends.add(tokenizer.decode(rendered.input_ids)[-3:])
+    assert "|>" in "".join(ends) and len(ends) > 8  # after the call, and within both answers
+
+
 def test_cut_texts_end_between_characters(shared):
     tokenizer = load(shared, "models/minimind2-small")  # rare characters are several tokens each
     renderer = Renderer(tokenizer)
@@ -842,7 +870,9 @@ def test_state_left_behind_by_other_calls_does_not_matter(fresh):
     tokenizer = fresh("qwen3")
     renderer = Renderer(tokenizer)
     expected = renderer.render(LONG).input_ids
-    tokenizer(["a", "b c d"], padding=True, truncation=True, max_length=2)
+    for options in ({"truncation": True, "max_length": 2}, {"padding": "max_length", "max_length": 9999}):
+        tokenizer("a b c d", **options)
+        assert renderer.render(LONG).input_ids == expected
     tokenizer("a", split_special_tokens=True)
     assert renderer.render(LONG).input_ids == expected
 
