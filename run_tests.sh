@@ -8,4 +8,4 @@ export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 PYTHONPAT
 ruff check .
 ruff format --check .
 # One process a core; a file's tests stay together, so that a model is made once for them.
-exec python -m pytest -n "$(nproc)" --dist loadfile "$@"
+exec python -m pytest -n "$(getconf _NPROCESSORS_ONLN)" --dist loadfile "$@"
