@@ -14,6 +14,7 @@ import contextlib
 import logging
 import os
 import re
+import signal
 import sys
 
 NOTICE = """\
@@ -99,6 +100,7 @@ def chat(args: argparse.Namespace, sampling) -> None:
         import readline  # noqa: F401 (gives `input` line editing)
     for stream in (sys.stdin, sys.stdout):
         stream.reconfigure(errors="replace")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell hands on an ignored Ctrl-C
     generator = load(args)
     system = [{"role": "system", "content": args.system_prompt}] if args.system_prompt else []
     history, notice = list(system), NOTICE
