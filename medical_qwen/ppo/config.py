@@ -40,8 +40,10 @@ class PPOConfig(TrainingArguments):
         default=1.0, metadata={"help": "Of sampling; the log-probabilities of the losses are taken at it, too."}
     )
     rollout_batch_size: int = field(
-        default=16, metadata={"help": "Answers generated and scored at a time, per rank. Only speed depends on it."}
+        default=32,
+        metadata={"help": "Answers generated at a time, per rank (judged: --per_device_eval_batch_size). Speed only."},
     )
+    use_vllm: bool = field(default=False, metadata={"help": "Not for PPO: its rollouts run on transformers."})
 
     num_ppo_epochs: int = field(default=4, metadata={"help": "Passes over each rollout."})
     num_mini_batches: int = field(default=1, metadata={"help": "Optimizer steps per pass over a rollout."})
@@ -110,6 +112,11 @@ class PPOConfig(TrainingArguments):
             )
         if self.reward_model_path and self.reward_url:
             raise ValueError("--reward_model_path and --reward_url are both given: choose one")
+        if self.use_vllm:
+            raise ValueError(
+                "--use_vllm: PPO writes its answers with transformers; TRL's vLLM engine merges the policy into the "
+                "base that the other roles share. GRPO (grpo_training.py) has it"
+            )
         if self.fsdp:
             raise ValueError("PPO runs under DDP or DeepSpeed (--deepspeed zero2.json / zero3.json), not under --fsdp")
         if self.auto_find_batch_size:

@@ -153,7 +153,8 @@ class Experience:
             )
 
     def _batches(self, texts: Texts) -> Iterator[tuple[list[int], Texts]]:
-        by_length, size = texts.longest_first(), self.config.rollout_batch_size
+        """Rows of like length together. As many batches on every rank: with ZeRO-3 each is a collective."""
+        by_length, size = texts.longest_first(), self.config.per_device_eval_batch_size
         for start in range(0, len(texts), size):
             batch = by_length[start : start + size]
             yield batch, texts.select(batch)
