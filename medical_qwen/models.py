@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from huggingface_hub import snapshot_download
 from peft import LoraConfig, PeftModel
 from transformers import (
     AutoConfig,
@@ -47,7 +48,7 @@ def resolve(model: str, adapter: str | None = None) -> Lineage:
 
     Args:
         model: what `--model_name_or_path` or `--base_model` names.
-        adapter: a further adapter directory on top (`--lora_model`); its own base must be `model`.
+        adapter: a further adapter on top, directory or hub id (`--lora_model`); its own base must be `model`.
     """
     if not is_adapter(model):
         lineage = Lineage(model)
@@ -57,10 +58,21 @@ def resolve(model: str, adapter: str | None = None) -> Lineage:
         lineage = Lineage(below.root, (*below.adapters, model))
     if adapter is None:
         return lineage
+    adapter = _fetched(adapter)
     if not is_adapter(adapter):
         raise FileNotFoundError(f"{adapter}: not an adapter directory, {ADAPTER_CONFIG} is missing")
     _check_same_base(model, adapter)
     return Lineage(lineage.root, (*lineage.adapters, adapter))
+
+
+def _fetched(adapter: str) -> str:
+    """The directory of an adapter; one that is no path here is taken for a hub id and fetched."""
+    if Path(adapter).exists() or Path(adapter).is_absolute() or adapter.startswith("."):
+        return adapter
+    try:
+        return snapshot_download(adapter)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(f"{adapter}: no such directory, and the hub has no such adapter ({error})") from error
 
 
 def is_adapter(path: str) -> bool:
