@@ -531,9 +531,8 @@ def test_random_hostile_conversations(folder, tokenizer):
 # ---- lengths
 
 
-LONG = chat(
-    *(f"第{i}问" + "头痛怎么办" * 8 if i % 2 == 0 else f"第{i}答" + "多休息。" * 10 for i in range(8)), system="系统"
-)
+LONG_TEXTS = [f"第{i}问" + "头痛怎么办" * 8 if i % 2 == 0 else f"第{i}答" + "多休息。" * 10 for i in range(8)]
+LONG = chat(*LONG_TEXTS, system="系统")
 
 
 def said(tokenizer: PreTrainedTokenizerBase, rendered: Rendered | None) -> str:
@@ -724,6 +723,21 @@ def test_pairs_share_what_is_left_of_the_prompt(folder, tokenizer):
     assert pair.completion_ids[1] == whole.completion_ids[1][: len(pair.completion_ids[1])]
     assert len(pair.prompt_ids) + len(pair.completion_ids[1]) <= 30 and truncation.answer_tokens_lost > 0
     assert renderer.pair(prompt, answers, 3)[0] is None
+
+
+def test_pairs_lose_the_oldest_exchanges(folder, tokenizer):
+    renderer, prompt = Renderer(tokenizer), chat(*LONG_TEXTS, *LONG_TEXTS, "最后问", system="系统")
+    answers = [[{"role": "assistant", "content": text}] for text in ("长" * 20, "短")]
+    for dropped in range(1, 9):
+        whole, _ = renderer.pair([prompt[0], *prompt[1 + 2 * dropped :]], answers)
+        for limit in (len(whole.prompt_ids + whole.completion_ids[0]) + more for more in (0, 3)):
+            pair, truncation = renderer.pair(prompt, answers, limit)
+            assert pair == whole
+            assert (truncation.exchanges, truncation.exchanges_dropped, truncation.answer_tokens_lost) == (
+                9,
+                dropped,
+                0,
+            )
 
 
 def test_answers_that_begin_with_a_line_break_share_a_prompt(folder, tokenizer):

@@ -3,6 +3,7 @@
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, fields
+from itertools import chain
 
 from .messages import Message
 from .rendered import Rendered
@@ -70,53 +71,51 @@ def exchanges(messages: Sequence[Message]) -> tuple[list[Message], list[list[Mes
 
 
 def shorten(
-    messages: Sequence[Message], max_length: int | None, build: Callable[[list[Message]], Rendered]
-) -> tuple[Rendered, int, int]:
-    """Leave out the oldest exchanges, then the beginning of the last question, until `build` needs <= `max_length`.
+    messages: Sequence[Message], max_length: int | None, build: Callable[[list[Message]], list[Rendered]]
+) -> tuple[list[Rendered], int, int]:
+    """Leave out the oldest exchanges, then the beginning of the last question, until all fit into `max_length`.
 
-    Returns what was built last (still too long if even that did not suffice), the exchanges dropped and the tokens cut
-    from the question. System messages stay. Tool responses count as part of the question.
+    `build` renders the messages (several times, with one answer each, for a pair). Returns what it made last of them
+    (still too long if even that did not suffice), the exchanges dropped, and the tokens cut from the question. System
+    messages stay. Tool responses count as part of the question.
     """
     built = build(list(messages))
-    if max_length is None or built.needed() <= max_length:
-        return built, 0, 0
     head, turns = exchanges(messages)
-    if not turns:
+    if max_length is None or _needed(built) <= max_length or not turns:
         return built, 0, 0
-    tried: dict[int, Rendered] = {}
+    tried = {0: built}
 
     def fits(dropped: int) -> bool:
-        tried[dropped] = build([*head, *(message for turn in turns[dropped:] for message in turn)])
-        return tried[dropped].needed() <= max_length
+        tried[dropped] = build([*head, *chain.from_iterable(turns[dropped:])])
+        return _needed(tried[dropped]) <= max_length
 
-    dropped = 1 + bisect_left(range(1, len(turns)), True, key=fits)
-    if dropped < len(turns):
-        return tried[dropped], dropped, 0
-    dropped = len(turns) - 1
-    kept = [*head, *turns[-1]]
-    if dropped:
-        built = tried[dropped] if dropped in tried else build(kept)
-    cut = 0
-    while (over := built.needed() - max_length) > 0:
-        shorter, taken = _cut_oldest(kept, built, over)
+    dropped = min(1 + bisect_left(range(1, len(turns)), True, key=fits), len(turns) - 1)
+    kept = [*head, *chain.from_iterable(turns[dropped:])]
+    built, cut = tried[dropped], 0
+    while (over := _needed(built) - max_length) > 0:
+        kept, taken = _cut_oldest(kept, max(built, key=Rendered.needed), over)
         if not taken:
             break
-        kept, cut = shorter, cut + taken
-        built = build(kept)
+        built, cut = build(kept), cut + taken
     return built, dropped, cut
 
 
-def _cut_oldest(messages: list[Message], built: Rendered, over: int) -> tuple[list[Message], int]:
+def _needed(built: list[Rendered]) -> int:
+    return max(one.needed() for one in built)
+
+
+def _cut_oldest(messages: list[Message], rendered: Rendered, over: int) -> tuple[list[Message], int]:
     """Copies of the messages with `over` tokens fewer at the beginning of the question; and how many were taken."""
     shorter, taken = list(messages), 0
-    for span in built.contents:
+    starts, ends = rendered.starts, rendered.ends
+    for span in rendered.contents:
         if span.learned or shorter[span.message]["role"] == "system" or taken >= over:
             continue
-        first, last = bisect_left(built.starts, span.start), bisect_left(built.starts, span.end)
+        first, last = bisect_left(starts, span.start), bisect_left(starts, span.end)
         upto = min(first + over - taken, last)
-        while upto < last and built.starts[upto] < built.ends[upto - 1]:
+        while upto < last and (starts[upto] < ends[upto - 1] or starts[upto] == span.start):
             upto += 1  # not within a character
         taken += upto - first
-        at = built.starts[upto] if upto < last else span.end
-        shorter[span.message] = {**shorter[span.message], "content": built.text[at : span.end]}
+        at = starts[upto] if upto < last else span.end
+        shorter[span.message] = {**shorter[span.message], "content": rendered.text[at : span.end]}
     return shorter, taken

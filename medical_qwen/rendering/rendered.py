@@ -64,9 +64,9 @@ class Rendered:
             ends=[*self.ends[:kept], end + len(eos)],
         )
 
-    def cut(self, max_length: int) -> "Rendered":
+    def cut(self, max_length: int | None) -> "Rendered":
         """The first `max_length` tokens, fewer where those end within a character or with nothing but a header."""
-        if len(self.input_ids) <= max_length:
+        if max_length is None or len(self.input_ids) <= max_length:
             return self
         kept = max_length
         if self.needed() > max_length:

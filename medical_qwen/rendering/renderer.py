@@ -79,13 +79,13 @@ class Renderer:
         self, messages: Sequence[Message], tools: list[dict] | None = None, max_length: int | None = None
     ) -> list[int]:
         """Ids of the conversation up to and with the header of the answer to come, at most `max_length` of them."""
-        built, _, _ = shorten(messages, max_length, lambda kept: self._render(kept, tools, generation=True))
-        if max_length is not None and len(built.input_ids) > max_length:
+        built, _, _ = shorten(messages, max_length, lambda kept: [self._render(kept, tools, generation=True)])
+        ids = built[0].input_ids
+        if max_length is not None and len(ids) > max_length:
             raise ValueError(
-                f"max_length {max_length} is too short: the template and the system prompt alone take "
-                f"{len(built.input_ids)} tokens"
+                f"max_length {max_length} is too short: template and system prompt alone take {len(ids)} tokens"
             )
-        return built.input_ids
+        return ids
 
     def fit(
         self, messages: Sequence[Message], max_length: int | None, tools: list[dict] | None = None
@@ -102,20 +102,19 @@ class Renderer:
             messages.pop()
         if not messages:
             return None, Truncation(left_out=True)
-        built: list[Rendered] = []
+        built: list[list[Rendered]] = []
 
-        def build(kept: list[Message]) -> Rendered:
-            built.append(self._whole(kept, tools))
+        def build(kept: list[Message]) -> list[Rendered]:
+            built.append([self._whole(kept, tools)])
             return built[-1]
 
-        rendered, dropped, cut = shorten(messages, max_length, build)
-        if max_length is not None:
-            rendered = rendered.cut(max_length)
-        learned, total = sum(rendered.mask), sum(built[0].mask)
+        (rendered,), dropped, cut = shorten(messages, max_length, build)
+        rendered = rendered.cut(max_length)
+        learned, total = sum(rendered.mask), sum(built[0][0].mask)
         truncation = Truncation(
             exchanges=len(exchanges(messages)[1]),
             exchanges_dropped=dropped,
-            prompt_tokens=len(built[0].mask) - total,
+            prompt_tokens=len(built[0][0].mask) - total,
             prompt_tokens_cut=cut,
             answer_tokens=total,
             answer_tokens_lost=max(total - learned, 0),
@@ -139,22 +138,21 @@ class Renderer:
             if [message.get("role") for message in completion] != ["assistant"]:
                 got = [message.get("role") for message in completion]
                 raise ValueError(f"a completion is one message of role assistant, got roles {got}")
-        built: list[tuple[list[Rendered], int]] = []
+        built: list[list[Rendered]] = []
 
-        def build(kept: list[Message]) -> Rendered:
+        def build(kept: list[Message]) -> list[Rendered]:
             built.append(self._with_answers(kept, completions, tools))
-            return max(built[-1][0], key=Rendered.needed)
+            return built[-1]
 
-        _, dropped, cut = shorten(prompt, max_length, build)
-        whole, first = built[-1]
-        if max_length is not None:
-            whole = [one.cut(max_length) for one in whole]
+        whole, dropped, cut = shorten(prompt, max_length, build)
+        first, begin = _common(whole), _common(built[0])
+        whole = [one.cut(max_length) for one in whole]
         answers = [one.input_ids[first : one.needed()] for one in whole]
-        total = sum(one.needed() - built[0][1] for one in built[0][0])
+        total = sum(one.needed() - begin for one in built[0])
         truncation = Truncation(
             exchanges=len(exchanges(prompt)[1]),
             exchanges_dropped=dropped,
-            prompt_tokens=built[0][1],
+            prompt_tokens=begin,
             prompt_tokens_cut=cut,
             answer_tokens=total,
             answer_tokens_lost=total - sum(map(len, answers)),
@@ -291,8 +289,8 @@ class Renderer:
 
     def _with_answers(
         self, prompt: list[Message], completions: Sequence[Sequence[Message]], tools: list[dict] | None
-    ) -> tuple[list[Rendered], int]:
-        """The prompt with each of the answers, and at which token, the same in all, the answer begins."""
+    ) -> list[Rendered]:
+        """The prompt with each of the answers, all with the same tokens before the answer."""
 
         def whole(cuts: Sequence[int]) -> list[Rendered]:
             return [self._whole([*prompt, *answer], tools, cuts) for answer in completions]
@@ -303,12 +301,9 @@ class Renderer:
         start = min(one.answers[-1].start for one in built)
         if len({one.text[:start] for one in built}) > 1:
             raise ValueError("the chat template writes the prompt differently for the answers of a pair")
-        for one in built:
-            first = bisect_left(one.starts, start)
-            if one.input_ids[:first] != built[0].input_ids[:first] or (first and one.ends[first - 1] > start):
-                # A token spans the end of the prompt: separate there, as it is when the model generates.
-                return (cut := whole([start])), bisect_left(cut[0].starts, start)
-        return built, bisect_left(built[0].starts, start)
+        prompts = {tuple(one.input_ids[: bisect_left(one.starts, start)]) for one in built}
+        # Where a token spans the end of the prompt: separate there, as it is when the model generates.
+        return built if len(prompts) == 1 and all(start in one.starts for one in built) else whole([start])
 
     def _end_tokens(self) -> dict[int, str]:
         """The end-of-turn marks that are single tokens where the template writes them."""
@@ -322,3 +317,9 @@ class Renderer:
         if message not in self._warned:
             self._warned.add(message)
             logger.warning("%s: the model does not see it", message)
+
+
+def _common(whole: Sequence[Rendered]) -> int:
+    """How many tokens come before the last answer in all of them."""
+    start = min(one.answers[-1].start for one in whole)
+    return bisect_left(whole[0].starts, start)
