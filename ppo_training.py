@@ -5,7 +5,7 @@
         --use_peft True --learning_rate 1e-5 --max_completion_length 256 --output_dir outputs/ppo
 
     torchrun --nproc_per_node 2 ppo_training.py ...             # several GPUs
-    ... --deepspeed zero3.json                                  # large models
+    ... --deepspeed zero3.json --use_peft False                 # large models in full; with LoRA zero2.json
     ... --load_in_bits 4                                        # QLoRA
     ... --reward_url http://127.0.0.1:9000/score                # the reward model lives elsewhere
     ... --target_kl 6                                           # steer the KL penalty
@@ -16,6 +16,7 @@ questions: conversations lend their turns before the last answer, with their who
 
 from datasets import Dataset, concatenate_datasets
 from transformers import set_seed
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from medical_qwen.arguments import DataArguments, ModelArguments
 from medical_qwen.models import tokenizer_for_training
@@ -32,6 +33,11 @@ def encode(row: dict, renderer: Renderer, max_length: int) -> dict:
 
 def main(argv: list[str] | None = None) -> dict:
     model_args, data_args, config = parse(ModelArguments, DataArguments, PPOConfig, argv=argv)
+    if model_args.use_peft and is_deepspeed_zero3_enabled():
+        raise ValueError(
+            "PPO with --use_peft under ZeRO-3 is not supported: its gradients were found to differ from those of DDP. "
+            "Use --deepspeed zero2.json, or train in full (--use_peft False)"
+        )
     tokenizer = tokenizer_for_training(model_args, config.trust_remote_code)
     renderer = Renderer(tokenizer)
     splits = load_splits(data_args, "prompt", config.seed)

@@ -8,7 +8,6 @@ What an empty process holds (the interpreter and the libraries) is not counted.
 """
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -25,7 +24,7 @@ def main() -> None:
     if options.kind == "prepare":
         make_reward(options.model_name_or_path, Path(options.folder))
     elif options.kind:
-        print(json.dumps(measure(options)))
+        print(measure(options))
     if options.kind:
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -33,7 +32,7 @@ def main() -> None:
         for kind in ("prepare", *KINDS):
             command = [sys.executable, __file__, *sys.argv[1:], "--kind", kind, "--folder", folder]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            peaks[kind] = json.loads((done.stdout.splitlines() or ["0"])[-1])
+            peaks[kind] = next((int(line) for line in reversed(done.stdout.splitlines()) if line.isdigit()), 0)
     print(f"{'':28}{'peak':>12}{'as against SFT':>18}")
     for kind, name in KINDS.items():
         print(f"{name:28}{peaks[kind] / 2**20:>8.0f} MiB{peaks[kind] / peaks['sft']:>18.2f}")
