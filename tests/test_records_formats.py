@@ -189,6 +189,12 @@ INVENTED = [  # row, form, format, record without its empty columns
     ),
     ({"prompt": "q"}, "prompt", "question-answer", {"prompt": turns("q")}),
     (
+        {"question": "q", "responses": ["worse", "better"], "ranks": [1, 0]},
+        "preference",
+        "ranking",
+        {"prompt": turns("q"), "chosen": turns("", "better")[1:], "rejected": turns("", "worse")[1:]},
+    ),
+    (
         {"title": "头痛", "ask": "头痛怎么办", "answer": "a"},
         "qa",
         "question-answer",

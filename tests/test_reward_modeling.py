@@ -25,7 +25,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 import dpo_training
 import reward_modeling
 import supervised_finetuning
+from medical_qwen.arguments import DataArguments
 from medical_qwen.models import load_base, resolve
+from medical_qwen.records import load_splits
 from medical_qwen.rendering import Renderer
 from medical_qwen.scoring import RewardModel, pair_report
 
@@ -242,6 +244,26 @@ def test_whole_answers_or_none_and_the_same_history(tiny_model):
     dropped = reward_modeling.encode(row, renderer, 60)  # less than the long answer alone
     assert dropped["chosen_ids"] == [] and dropped["left_out"]
     assert dropped["answer_tokens_lost"] == dropped["answer_tokens"] > 0
+
+
+def test_rankings_expand_to_pairs(tiny_model, tmp_path):
+    """The best first, or ranked; equal ranks make no pair; all pairs of a question stay on one side of the split."""
+    rows = [
+        {"question": "甲？", "responses": ["一", "二", "三", "四"]},
+        {"prompt": [user("乙？")], "answers": ["坏", "好", "也好"], "ranks": [2, 1, 1]},
+    ]
+    data = write_rows(tmp_path / "ranked.jsonl", rows)
+    found = load_splits(DataArguments(train_file_dir=str(data)), "preference", seed=0).train
+    said = {
+        (row["prompt"][-1]["content"], row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in found
+    }
+    first = {("甲？", a, b) for a, b in ("一二", "一三", "一四", "二三", "二四", "三四")}
+    assert said == first | {("乙？", "好", "坏"), ("乙？", "也好", "坏")} and len(found) == 8
+    summary = reward_modeling.main(flags(tiny_model, data, tmp_path / "rm", *LORA, "--max_steps", "1"))
+    assert summary["data"]["train"] == 8 and summary["data"]["files"][0]["format"] == "ranking"
+    with pytest.raises(ValueError, match="ranks: expected 2 whole numbers"):
+        bad = write_rows(tmp_path / "bad.jsonl", [{"question": "甲？", "responses": ["一", "二"], "ranks": [1]}])
+        load_splits(DataArguments(train_file_dir=str(bad)), "preference", seed=0)
 
 
 def test_rewards_are_read_in_full_precision(tiny_model, data, tmp_path):

@@ -1,4 +1,4 @@
-"""The layouts that published records have, each one small function from a row to a draft.
+"""The layouts that published records have, each one small function from a row to a draft, or to several.
 
 A draft is a dict in the columns of one standard form, before roles are put in order and before the form that the
 caller wants is made of it (`forms`). To add a format: write the function and decorate it at its place in the order.
@@ -7,6 +7,7 @@ caller wants is made of it (`forms`). To add a format: write the function and de
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 from .messages import AT, Message, finished, from_items, from_openai, from_sharegpt, stripped, text_of, tools_of
@@ -23,7 +24,7 @@ class Format:
     form: str
     columns: str  # what a row must have, in words
     detect: Callable[[Row], bool]
-    convert: Callable[[Row], Row]
+    convert: Callable[[Row], Row | list[Row]]
 
 
 FORMATS: dict[str, Format] = {}  # in order of detection
@@ -35,7 +36,7 @@ LETTERS = "ABCDEFGHIJ"
 
 
 def _format(name: str, form: str, columns: str, detect: Callable[[Row], bool]) -> Callable:
-    def register(convert: Callable[[Row], Row]) -> Callable[[Row], Row]:
+    def register(convert: Callable[[Row], Row | list[Row]]) -> Callable[[Row], Row | list[Row]]:
         FORMATS[name] = Format(name, form, columns, detect, convert)
         return convert
 
@@ -172,6 +173,43 @@ DIALOGUE = re.compile(r"\s*(Human|Assistant|prompter|assistant|人[类類]|助�
 def _plain_pair(row: Row) -> Row:
     column = _column(row, ("prompt", "instruction"), "text")
     return {"prompt": [*_system(row), *_history(row), _user(row, column)], **_replies(row)}
+
+
+RANKED = ("responses", "answers", "completions")
+
+
+@_format(
+    "ranking",
+    "preference",
+    "question or prompt, responses: a list, the best first, or with ranks (the lowest is the best)",
+    lambda row: (
+        not (_pair(row) or _options(row))
+        and ("question" in row or "prompt" in row)
+        and isinstance(replies := row.get(_first(row, RANKED)), list)
+        and len(replies) > 1
+        and ("answers" not in row or "ranks" in row)  # else they are several right answers
+    ),
+)
+def _ranking(row: Row) -> list[Row]:
+    """A pair for every two answers of which one is better."""
+    column = _column(row, RANKED, "a list of answers")
+    replies = row[column]
+    ranks = row["ranks"] if row.get("ranks") is not None else list(range(len(replies)))
+    if not isinstance(ranks, list) or [type(rank) for rank in ranks] != [int] * len(replies):
+        raise BadRecord("ranks", f"{len(replies)} whole numbers, one for each answer", shown(ranks))
+    if isinstance(row.get("prompt"), list):
+        prompt = _system(row) + from_openai(row["prompt"], "prompt")
+    else:
+        prompt = [*_system(row), *_history(row), _user(row, _column(row, ("question", "prompt"), "text"))]
+    ranked = sorted(zip(ranks, replies, strict=True), key=lambda pair: pair[0])
+    drafts = [
+        {"prompt": prompt, **_replies({"chosen": better, "rejected": worse}), "tools": tools_of(row)}
+        for (high, better), (low, worse) in combinations(ranked, 2)
+        if high != low and better != worse
+    ]
+    if not drafts:
+        raise BadRecord(column, "at least two answers of different rank", shown(replies))
+    return drafts
 
 
 @_format(

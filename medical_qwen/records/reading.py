@@ -133,7 +133,7 @@ def read_source(
             if isinstance(row, BadRecord):
                 raise row
             known = known or choose_format([row], form, record_format)
-            record = convert(row, known, form, repairs, named=record_format is not None)
+            records = convert(row, known, form, repairs, named=record_format is not None)
         except BadRecord as problem:
             report.add_problem(file, where, problem, problem.reason)
             report.fatal |= problem.fatal
@@ -142,19 +142,21 @@ def read_source(
             report.left_out[str(reason)] += 1
             continue
         report.repairs.update(repairs)
-        file.records += 1
-        yield Read(record, where, row)
+        file.records += len(records)
+        for record in records:
+            yield Read(record, where, row)
 
 
-def convert(row: dict[str, Any], known: Format, form: str, repairs: Counter[str], named: bool = False) -> Record:
-    """One row as a record of `form`. Raises BadRecord, LeftOut.
+def convert(row: dict[str, Any], known: Format, form: str, repairs: Counter[str], named: bool = False) -> list[Record]:
+    """One row as a record of `form`, a ranking as several pairs. Raises BadRecord, LeftOut.
 
     A format that the caller named needs no further sign that it is the one.
     """
-    draft = known.convert(row)  # first, for its errors name the field
+    drafts = known.convert(row)  # first, for its errors name the field
     if not (named or known.detect(row)):
         raise BadRecord("columns", known.columns, names(row))
-    return make(draft, known.form, form, repairs)
+    drafts = drafts if isinstance(drafts, list) else [drafts]
+    return [make(draft, known.form, form, repairs) for draft in (drafts if form == "preference" else drafts[:1])]
 
 
 def check(report: Report, on_bad_record: str, advice: str = "") -> None:
