@@ -175,12 +175,13 @@ def fresh_policy(base: Path, rank: int = 4) -> PeftModel:
     return get_peft_model(AutoModelForCausalLM.from_pretrained(base), lora(rank=rank))
 
 
-def make_trainer(world, tokenizer, folder: Path, prompts: int = 20, callbacks=None, **changes) -> PPOTrainer:
+def make_trainer(world, tokenizer, folder: Path, prompts: int = 20, held_out: int = 0, callbacks=None, **changes):
     model = shared_roles(fresh_policy(world["base"]), tokenizer)
     return PPOTrainer(
         model,
         make_args(folder, **changes),
         make_prompts(tokenizer, prompts),
+        make_prompts(tokenizer, held_out, seed=8) if held_out else None,
         processing_class=tokenizer,
         scorer=from_functions([share_of_a]),
         callbacks=callbacks,
@@ -549,6 +550,16 @@ def test_resume_is_exact(world, tokenizer, tmp_path, killed_at):
         )
 
 
+def test_the_best_checkpoint_is_kept(world, tokenizer, tmp_path):
+    settings = {"max_steps": 8, "save_strategy": "steps", "eval_strategy": "steps", "save_steps": 2, "eval_steps": 2}
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_reward", "greater_is_better": True}
+    trainer = make_trainer(world, tokenizer, tmp_path, held_out=5, learning_rate=3e-2, **settings, **best)
+    trainer.train()
+    rewards = [row["eval_reward"] for row in trainer.state.log_history if "eval_reward" in row]
+    assert len(set(rewards)) > 1
+    assert trainer.evaluate()["eval_reward"] == pytest.approx(max(rewards))
+
+
 def test_resume_refuses_a_checkpoint_of_another_stage(world, tokenizer, tmp_path):
     trainer = make_trainer(world, tokenizer, tmp_path)
     trainer.save_model(str(tmp_path / "checkpoint-2"))
@@ -574,6 +585,19 @@ def test_the_output_is_an_adapter_on_what_ppo_started_from(world, tokenizer, tmp
     torch.testing.assert_close(by_token(model, "policy"), plain_logprobs(trained), rtol=1e-4, atol=1e-4)
 
 
+def test_qlora(world, tokenizer, tmp_path):
+    """The four roles on a base in 4 bits, which training leaves as it is."""
+    args = ModelArguments(model_name_or_path=str(world["base"]), use_peft=True, load_in_bits=4, lora_r=4)
+    model = load_ppo_model(args, tokenizer, str(world["rm"]))
+    assert "reward" not in model.own and model.language_model.is_quantized
+    reference, trained = by_token(model, "reference"), weights(model)
+    trainer = PPOTrainer(model, make_args(tmp_path), make_prompts(tokenizer, 20), processing_class=tokenizer)
+    trainer.train()
+    torch.testing.assert_close(by_token(model, "reference"), reference, rtol=0, atol=1e-6)
+    assert set(trained) == set(model.trained("policy")) | set(model.trained("value"))
+    assert not any(torch.equal(p, trained[name]) for name, p in weights(model).items())
+
+
 def test_full_training(world, tokenizer, tmp_path):
     """Models of their own: the policy learns, the reference stays, the result loads by itself, resume is exact."""
     model = role_model(world, "sft", "rm_sft", tokenizer, use_peft=False)
@@ -595,8 +619,7 @@ def test_full_training(world, tokenizer, tmp_path):
 
 
 def test_evaluation_is_repeatable_and_counts_every_held_out_prompt_once(world, tokenizer, tmp_path):
-    trainer = make_trainer(world, tokenizer, tmp_path)
-    trainer.eval_dataset = make_prompts(tokenizer, 5, seed=8)
+    trainer = make_trainer(world, tokenizer, tmp_path, held_out=5)
     first, again = trainer.evaluate(), trainer.evaluate()
     assert first == again
     judged = trainer.experience.judge(list(trainer.eval_dataset), trainer.args.seed, -1, 0)
