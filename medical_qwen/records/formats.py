@@ -10,7 +10,18 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from .messages import AT, Message, finished, from_items, from_openai, from_sharegpt, stripped, text_of, tools_of
+from .messages import (
+    AT,
+    Message,
+    documents_of,
+    finished,
+    from_items,
+    from_openai,
+    from_sharegpt,
+    stripped,
+    text_of,
+    tools_of,
+)
 from .problems import BadRecord, names, shown
 
 Row = dict[str, Any]
@@ -220,7 +231,8 @@ def _ranking(row: Row) -> list[Row]:
 )
 def _sharegpt(row: Row) -> Row:
     column = _list_of(row, MESSAGE_LISTS, "from", "value") or _column(row, MESSAGE_LISTS, "a list of messages")
-    return {"messages": _system(row) + from_sharegpt(row[column], column), "tools": tools_of(row)}
+    messages = _system(row) + from_sharegpt(row[column], column)
+    return {"messages": messages, "tools": tools_of(row), "documents": documents_of(row)}
 
 
 @_format(
@@ -232,7 +244,8 @@ def _sharegpt(row: Row) -> Row:
 def _openai(row: Row) -> Row:
     column = _list_of(row, MESSAGE_LISTS, "role", "content") or _column(row, MESSAGE_LISTS, "a list of messages")
     messages = _system(row) + from_openai(row[column], column)
-    return {"messages": messages, "tools": tools_of(row), "bad_answer": row.get("label") is False}
+    bad = row.get("label") is False
+    return {"messages": messages, "tools": tools_of(row), "documents": documents_of(row), "bad_answer": bad}
 
 
 def _options(row: Row) -> dict[str, str] | None:
@@ -302,7 +315,8 @@ def _alpaca(row: Row) -> Row:
     output = _first(row, ("output", "response", "target"))
     question = _user(row, _column(row, ("instruction", "input"), "text"))
     answer = [{"role": "assistant", "content": text_of(row, output), AT: output}] if output else []
-    return {"messages": [*_system(row), *_history(row), question, *answer], "answer_field": "output"}
+    messages = [*_system(row), *_history(row), question, *answer]
+    return {"messages": messages, "documents": documents_of(row), "answer_field": "output"}
 
 
 @_format("prompt", "prompt", "prompt: a list of {role, content}", lambda row: bool(_list_of(row, ("prompt",), "role")))
@@ -339,7 +353,8 @@ def _question_answer(row: Row) -> Row:
     if title and title not in question:
         question = f"{title}\n{question}".strip()
     answer = _first(row, ANSWERS)
-    return {"question": question, "answer": _one_text(row, answer) if answer else None} | _gold(row)
+    pair = {"question": question, "answer": _one_text(row, answer) if answer else None}
+    return pair | {"documents": documents_of(row)} | _gold(row)
 
 
 def _one_text(row: Row, column: str) -> str:

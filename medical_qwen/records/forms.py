@@ -9,7 +9,8 @@ qa              question, answer
 choice          question, options: {letter: text}, answer: letters, sorted, such as "AC"
 
 Messages, tools and options differ in their keys from row to row, so Arrow stores them as JSON (`datasets.Json`);
-reading a row gives back the objects. A column marked `?` is left out of a data set in which no row has it.
+reading a row gives back the objects. A column marked `?` is left out of a data set in which no row has it. Passages
+that a row carries as `documents` are written into its last question, by the prompt of `evidence`.
 """
 
 import re
@@ -17,6 +18,8 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
+
+from medical_qwen.evidence import asked, with_documents
 
 from .messages import AT, Message, check_said, finished, repaired
 from .problems import BadRecord, LeftOut, shown
@@ -86,7 +89,7 @@ def _conversation(draft: Record, repairs: Repairs) -> Record:
     messages = repaired(messages[: last + 1], repairs)
     if not messages or messages[-1]["role"] != "assistant":
         raise BadRecord("messages", "a question before an answer", _roles(draft["messages"]))
-    return draft | {"messages": messages}
+    return draft | {"messages": with_documents(messages, draft.get("documents"))}
 
 
 def _preference(draft: Record, repairs: Repairs) -> Record:
@@ -127,7 +130,8 @@ def _prompt_of_conversation(draft: Record, repairs: Repairs) -> Record:
     if messages[-1]["role"] == "assistant":
         answer = None if draft.get("bad_answer") else messages[-1]["content"] or None
         messages = messages[:-1]
-    return {"prompt": _open_prompt(messages, repairs), "answer": answer, "tools": draft.get("tools")}
+    prompt = with_documents(_open_prompt(messages, repairs), draft.get("documents"))
+    return {"prompt": prompt, "answer": answer, "tools": draft.get("tools")}
 
 
 def _qa(draft: Record, repairs: Repairs) -> Record:
@@ -153,18 +157,15 @@ def _qa_of_prompt(draft: Record, repairs: Repairs) -> Record:
 
 def _conversation_of_qa(draft: Record, repairs: Repairs) -> Record:
     pair = _qa(draft, repairs)
-    return {
-        "messages": [
-            {"role": "user", "content": pair["question"]},
-            {"role": "assistant", "content": pair["answer"]},
-        ]
-    }
+    turns = [{"role": "user", "content": pair["question"]}, {"role": "assistant", "content": pair["answer"]}]
+    return {"messages": with_documents(turns, draft.get("documents"))}
 
 
 def _prompt_of_qa(draft: Record, repairs: Repairs) -> Record:
     if not draft["question"]:
         raise BadRecord("question", "text", "an empty one")
-    return draft | {"prompt": [{"role": "user", "content": draft["question"]}], "answer": draft["answer"] or None}
+    prompt = with_documents([{"role": "user", "content": draft["question"]}], draft.get("documents"))
+    return draft | {"prompt": prompt, "answer": draft["answer"] or None}
 
 
 def _prompt_of_preference(draft: Record, repairs: Repairs) -> Record:
@@ -213,13 +214,13 @@ def questions(record: Record, form: str) -> Iterator[str]:
     if form == "text":
         return
     if form == "qa":
-        asked = [record["question"]]
+        texts = [asked(record["question"])]
     elif form == "choice":  # many exam stems differ in their options only
-        asked = ["\n".join([record["question"], *sorted(record["options"].values())])]
+        texts = ["\n".join([record["question"], *sorted(record["options"].values())])]
     else:
         messages = record["messages" if form == "conversation" else "prompt"]
-        asked = [message["content"] for message in messages if message["role"] == "user"]
-    plain = [plain_text(text) for text in asked]
+        texts = [asked(message["content"]) for message in messages if message["role"] == "user"]
+    plain = [plain_text(text) for text in texts]
     long = [text for text in plain if len(text.encode("utf-8", "surrogatepass")) >= LONG_ENOUGH]
     yield from long or ["|".join(plain)]
 

@@ -100,6 +100,18 @@ def tools_of(row: dict[str, Any]) -> list[dict[str, Any]] | None:
     return [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
 
 
+def documents_of(row: dict[str, Any]) -> list[str | dict[str, Any]] | None:
+    """The `documents` column: the passages to answer from, as texts or {text, file?, page?, heading?}, or None."""
+    documents = row.get("documents")
+    if documents in (None, "", []):
+        return None
+    documents = documents if isinstance(documents, list) else [documents]
+    texts = [one.get("text") if isinstance(one, dict) else one for one in documents]
+    if not all(isinstance(text, str) and text.strip() for text in texts):
+        raise BadRecord("documents", "a list of texts or of {text, file?, page?, heading?}", shown(documents))
+    return documents
+
+
 def tool_calls(value: Any, field: str) -> list[dict[str, Any]]:
     """Tool calls in OpenAI's layout, their arguments as an object, from one call or a list, decoded or not."""
     expected = "a tool call {name, arguments}"
