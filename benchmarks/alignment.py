@@ -1,0 +1,149 @@
+"""Do the alignment stages do what their names say? Real runs of the stage scripts on a small real model.
+
+    python benchmarks/alignment.py --model_name_or_path MODEL --pairs dpo_zh_500.jsonl --output outputs/alignment
+
+* rm: reward model; accuracy on held-out pairs with its 95 % interval.
+* dpo: reward accuracy and margin on the same held-out pairs, over the steps.
+* grpo: exam questions, rewarded for a fixed form of the answer and for the right letter; mean reward over the steps.
+* ppo: three seeds against the reward model of `rm`; its score on held-out prompts, and the KL, over the steps.
+
+Every run is a command that is printed; one that is complete is not run again. Figures and curves go to
+`benchmarks/results/alignment.json` and `alignment.png`.
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+SHARED = ROOT.parent / "shared"
+LORA = ["--use_peft", "True", "--lora_r", "16", "--lora_alpha", "32", "--gradient_checkpointing", "False"]
+QUIET = ["--report_to", "none", "--logging_steps", "1", "--save_strategy", "no", "--disable_tqdm", "True"]
+HELD_OUT = ["--validation_split_ratio", "0.3"]
+FORM = "答案：[A-E]+"
+SYSTEM = "回答单选或多选题。只写一行“答案：”和选项字母，例如“答案：B”，不要解释。"
+SEEDS = (1, 2, 3)
+
+
+def commands(options: argparse.Namespace) -> dict[str, list[str]]:
+    """Name of a run -> its script and flags."""
+    model = ["--model_name_or_path", options.model_name_or_path, *LORA, *QUIET]
+    pairs = ["--train_file_dir", options.pairs, *HELD_OUT]
+    each = ["--eval_strategy", "steps", "--eval_on_start", "True"]
+    found = {
+        "rm": ["reward_modeling.py", *model, *pairs, "--max_length", "768", "--num_train_epochs", "2",
+               "--per_device_train_batch_size", "8", "--learning_rate", "3e-4", "--lr_scheduler_type", "cosine",
+               "--train_sampling_strategy", "group_by_length", *each, "--eval_steps", "20"],
+        "dpo": ["dpo_training.py", *model, *pairs, "--max_length", "768", "--num_train_epochs", "2",
+                "--per_device_train_batch_size", "8", "--learning_rate", "2e-4", "--lr_scheduler_type", "cosine",
+                "--beta", "0.1", *each, "--eval_steps", "20"],
+        "grpo": ["grpo_training.py", *model, "--train_file_dir", str(ROOT / "data" / "grpo" / "exam.jsonl"),
+                 "--reward_funcs", f"format(format_pattern={FORM!r})", "choice", "--system_prompt", SYSTEM,
+                 "--num_generations", "8", "--per_device_train_batch_size", "32", "--temperature", "1.0",
+                 "--max_completion_length", "24", "--max_steps", "60", "--learning_rate", "5e-4",
+                 "--lr_scheduler_type", "constant_with_warmup", "--warmup_steps", "3", "--beta", "0.0"],
+    }  # fmt: skip
+    for seed in SEEDS:
+        found[f"ppo-{seed}"] = [
+            "ppo_training.py", *model, *pairs, "--reward_model_path", str(Path(options.output) / "rm"),
+            "--max_prompt_length", "256", "--max_completion_length", "64", "--per_device_train_batch_size", "16",
+            "--gradient_accumulation_steps", "2", "--num_ppo_epochs", "2", "--max_steps", "60", "--learning_rate",
+            "1e-4", "--value_learning_rate", "3e-4", "--lr_scheduler_type", "constant", "--target_kl", "8",
+            "--kl_horizon", "400", "--kl_coef", "0.05", *each, "--eval_steps", "10", "--seed", str(seed),
+        ]  # fmt: skip
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model_name_or_path", default=str(SHARED / "models" / "minimind2-small"))
+    parser.add_argument("--pairs", default=str(SHARED / "data" / "medicalgpt" / "reward" / "dpo_zh_500.jsonl"))
+    parser.add_argument("--output", default=str(ROOT / "outputs" / "alignment"))
+    parser.add_argument("--only", nargs="+", help="names of runs")
+    options = parser.parse_args()
+    for name, command in commands(options).items():
+        folder = Path(options.output) / name
+        if (options.only and name not in options.only) or (folder / "run_summary.json").is_file():
+            continue
+        command = [sys.executable, *command, "--output_dir", str(folder)]
+        print(shlex.join(command), flush=True)
+        subprocess.run(command, cwd=ROOT, check=True)
+    report(Path(options.output))
+
+
+def report(output: Path) -> None:
+    histories = {
+        path.parent.name: json.loads(path.read_text(encoding="utf-8"))["log_history"]
+        for path in sorted(output.glob("*/trainer_state.json"))
+    }
+    results = {name: figures(name, history) for name, history in histories.items()}
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "alignment.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(results, indent=2))
+    plot(histories, RESULTS / "alignment.png")
+
+
+def curve(history: list[dict], key: str) -> list[tuple[int, float]]:
+    return [(row["step"], row[key]) for row in history if key in row]
+
+
+def figures(name: str, history: list[dict]) -> dict:
+    """What a run has to show: first and last value of each curve, for GRPO the means of the first and last 5 steps."""
+    kind = name.partition("-")[0]
+    found = {}
+    for key in CURVES[kind]:
+        values = [value for _, value in curve(history, key)]
+        ends = (values[0], values[-1]) if kind != "grpo" else (sum(values[:3]) / 3, sum(values[-5:]) / 5)
+        found[key] = {"first": round(ends[0], 4), "last": round(ends[1], 4), "highest": round(max(values), 4)}
+    if kind == "rm":
+        last = next(row for row in reversed(history) if "eval_accuracy" in row)
+        found |= {key: last[key] for key in ("eval_pairs", "eval_accuracy_low", "eval_accuracy_high")}
+    if kind == "grpo":
+        reward = found["reward"]
+        found["share_of_the_gap"] = round((reward["last"] - reward["first"]) / (2 - reward["first"]), 4)
+    found["steps"] = max(row["step"] for row in history)
+    return found
+
+
+CURVES = {
+    "rm": ["eval_accuracy", "eval_margin"],
+    "dpo": ["eval_rewards/accuracies", "eval_rewards/margins"],
+    "grpo": ["reward"],
+    "ppo": ["eval_reward", "eval_kl", "kl", "reward"],
+}
+
+
+def plot(histories: dict[str, list[dict]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    panels = [
+        ("rm", "eval_accuracy", "reward model: pair accuracy, held out"),
+        ("dpo", "eval_rewards/accuracies", "DPO: reward accuracy, held out"),
+        ("dpo", "eval_rewards/margins", "DPO: reward margin, held out"),
+        ("grpo", "reward", "GRPO: reward of a step (form + right letter, at most 2)"),
+        ("ppo", "eval_reward", "PPO: score of the reward model, held out"),
+        ("ppo", "kl", "PPO: KL to the reference, nats per answer"),
+    ]
+    figure, axes = plt.subplots(2, 3, figsize=(13, 7), dpi=110)
+    for axis, (kind, key, title) in zip(axes.flat, panels, strict=True):
+        for name, history in histories.items():
+            if name.partition("-")[0] == kind:
+                axis.plot(*zip(*curve(history, key), strict=True), label=name.replace("ppo-", "seed "))
+        axis.set(title=title, xlabel="step")
+        axis.grid(alpha=0.3)
+    for axis in axes.flat[4:]:
+        axis.legend()
+    axes.flat[5].axhline(8, linestyle="--", color="grey", linewidth=1)
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+if __name__ == "__main__":
+    main()

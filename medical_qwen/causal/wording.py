@@ -1,0 +1,172 @@
+"""How people say that something is there, is not there, is not known; whose it is, since when, how bad.
+
+Patterns for the text of one clause, Chinese first, English basics. `extraction` puts them together.
+"""
+
+import re
+
+# --- where things end ------------------------------------------------------------------------------------------------
+
+SENTENCE = re.compile(r"[。！？!?；;\n]|(?<![\d.])\.(?=\s|$)")
+CLAUSE = re.compile(r"[，,：:]")
+TURN = re.compile(
+    r"但是?|可是|不过|只是|只有|就是|倒是|却|反而|而是|仍|依然|还是|还有|\bbut\b|\bexcept\b|\bhowever\b", re.I
+)
+LIST = re.compile(r"[\s、和或及与跟、/]|以及|还有|或者|也|和|\b(?:or|and|nor)\b", re.I)
+
+# --- is it there -----------------------------------------------------------------------------------------------------
+
+_UNKNOWN = (
+    r"(?:不太?|说不|也不)(?:清楚|知道|确定|好说)|不记得|记不清|说不(?:好|清|上来)|没(?:有)?(?:注意|留意|量|测"
+    r"|查|数|在意)|不好说|不晓得"
+    r"|\b(?:not sure|(?:do(?:n't| not)|did(?:n't| not)) know|unsure|can't tell)\b"
+)
+UNKNOWN = re.compile(_UNKNOWN, re.I)
+# Before a finding. The first alternative that matches decides, so the longer ways of saying something come first.
+BEFORE = re.compile(
+    r"(?P<present>不是没有?|并非没有?|不能说没有?|不是不|没有不|不(?:光|仅|但|只|停|断|时|得不|是很)|止不住"
+    r"|忍不住|控制不住)"
+    rf"|(?P<unknown>{_UNKNOWN})"
+    r"|(?P<chart>否认|未(?:见|诉|发现|出现|觉|闻及|触及|及)?|无(?!力|精|法|比)|不伴有?|排除|\b(?:denie[sd]"
+    r"|deny|no|without|negative for)\b)"
+    r"|(?P<absent>(?:从来?|也|都|并|还|就|暂时|目前|最近)?没(?:有|得)?(?:再|怎么|太|出现|发生|感到|感觉到?"
+    r"|觉得|什么|过|明显的?|啥)*"
+    r"|(?:从来?|也|都|并|倒|已经|早就)?不(?:怎么|太|再|会|是|算|觉得|感到|感觉|伴)*|从未|未曾|毫无|并无|并非|绝非"
+    r"|\b(?:not|never|(?:do|does|did|has|have|had|is|are|was)(?:n't| not)(?: have| had| any)?|neither)\b)",
+    re.I,
+)
+# After it, up to the end of the clause.
+AFTER_ABSENT = re.compile(
+    r"(?:的)?(?:情况|症状|现象|感觉|病史|史|这些|那些|什么的|等等?)*(?:我|她|他)?(?:倒是?|也|都|是|均|还|目前"
+    r"|现在|一直|从来|已经?|早就|基本上?|暂时|全)*"
+    r"(?:没有?(?:过|了|出现)?|无|否认|不明显|未见|未出现|阴性|没了|消失|好了|缓解了?|消退|退了|停了|不是|\(-\)"
+    r"|（-）|\b(?:is|are|was)? ?"
+    r"(?:absent|negative|gone|none)\b)(?:过|了|的|啊|呢|吧|呀|哈)*\s*$",
+    re.I,
+)
+AFTER_UNKNOWN = re.compile(
+    r"(?:的)?(?:情况|这个|这些)?(?:我|倒是?|就|也|还|都|真的?|有没有|不太?|是否)*(?:不太?(?:清楚|知道|确定"
+    r"|好说)|说不(?:好|清|上来)|没(?:有)?(?:注意|留意|量|测|查)过?"
+    r"|记不清|不记得|不晓得|\b(?:not sure|unknown|don't know)\b)",
+    re.I,
+)
+GONE = re.compile(
+    r"^(?:症状)?(?:已经?|现在|也|都|就|早就)*(?:好了|消失了?|没了|退了|停了|缓解了|止住了|不(?:疼|痛|烧|咳|晕"
+    r"|吐|拉)了)"
+)
+# A question, a fear or a condition states nothing: "could it be …?", "what if …".
+ASKED = re.compile(
+    r"会不会|是不是|算不算|会是|这是不?是?|难道|怕是|怕(?:得|有|会)|担心|怀疑|会(?:引起|导致|造成|变成|得|有"
+    r"|出现)|如果|要是|假如|万一|预防|防止|"
+    r"能不能|可不可以|什么是|\b(?:could (?:it|this) be|is (?:it|this)|if|worried about|afraid of)\b",
+    re.I,
+)
+UNASKED = re.compile(r"有没有|是否|有无|([\u4e00-\u9fff])没\1|\bwhether\b", re.I)
+
+# --- whose -----------------------------------------------------------------------------------------------------------
+
+_BLOOD = (
+    "妈妈?|母亲|爸爸?|父亲|父母|爸妈|爷爷|奶奶|外公|外婆|姥姥|姥爷|哥哥?|弟弟?|姐姐?|妹妹?|叔叔?|伯父|舅舅?"
+    "|姑姑?|姨妈?|"
+    "祖父|祖母|兄弟|姐妹|儿子|女儿|孩子|宝宝|娃"
+)
+_OTHERS = (
+    "老婆|老公|爱人|丈夫|妻子|媳妇|对象|男朋友|女朋友|岳父|岳母|公公|婆婆|同事|朋友|室友|同学|邻居|家里人|家人"
+    "|亲戚|别人"
+)
+RELATIVE = re.compile(
+    rf"(?:我家?|俺)?(?:的)?(?:{_BLOOD}|{_OTHERS})|家族|家里(?:有人|面有人|人)?"
+    r"|\bmy (?:mother|mom|mum|father|dad|brother|sister|grand(?:mother|father|ma|pa)|son|daughter|wife|husband"
+    r"|child|parents?|"
+    r"colleagues?|friends?|uncle|aunt)\b",
+    re.I,
+)
+BLOOD = re.compile(
+    rf"{_BLOOD}|家族|家里|\b(?:mother|mom|mum|father|dad|brother|sister|grand\w+|parents?|uncle|aunt)\b", re.I
+)
+SELF = re.compile(r"我(?!家|们家)|本人|自己|患者|病人|\bI\b|\bI'm\b|\bmyself\b|\bpatient\b")
+
+# --- how bad ---------------------------------------------------------------------------------------------------------
+
+SEVERITY = (
+    ("severe", r"剧烈|厉害|非常|特别|极其?|严重|很重|受不了|难以忍受|忍不了|撕裂|刀割|要命|要死|死了|不得了"
+        r"|不行|巨|好(?=疼|痛)|最.{0,6}一次|"
+               r"大量|\b(?:severe|terrible|worst|unbearable|very bad|excruciating)\b"),
+    ("mild", r"轻微|轻度|有点|有些|略|稍微?|一点点?|微微|隐隐|不是很|不太重|偶尔|\b(?:mild|slight(?:ly)?"
+        r"|a little|a bit)\b"),
+    ("moderate", r"中度|中等|比较|挺|明显|蛮|\bmoderate(?:ly)?\b"),
+)  # fmt: skip
+SEVERITY = tuple((name, re.compile(pattern, re.I)) for name, pattern in SEVERITY)
+SCORE = re.compile(r"(?:疼|痛|评分|打|大概|有)[^\d，。]{0,6}(10|[0-9])\s*分(?!钟)|\b(10|[0-9])\s*(?:/|out of)\s*10\b")
+
+
+def severity(text: str) -> str | None:
+    """mild, moderate or severe: by a score out of 10, else by the first word of the table that occurs."""
+    if found := SCORE.search(text):
+        score = int(found[1] or found[2])
+        return "severe" if score >= 7 else "moderate" if score >= 4 else "mild"
+    return next((name for name, pattern in SEVERITY if pattern.search(text)), None)
+
+
+# --- since when ------------------------------------------------------------------------------------------------------
+
+_DIGITS = {"零": 0, "一": 1, "二": 2, "两": 2, "俩": 2, "三": 3, "四": 4, "五": 5, "六": 6, "七": 7, "八": 8, "九": 9}
+_ENGLISH = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_WORDS = {name: n for n, name in enumerate(_ENGLISH)}
+_WORDS |= {"a": 1, "an": 1, "few": 3, "several": 5, "couple of": 2, "half a": 0.5, "几": 3, "好几": 5, "数": 3}
+_DAYS = {
+    "年": 365, "个月": 30, "月": 30, "周": 7, "星期": 7, "礼拜": 7, "天": 1, "日": 1, "晚": 1, "宿": 1, "小时": 1 / 24,
+    "钟头": 1 / 24, "分钟": 1 / 1440, "year": 365, "month": 30, "week": 7, "day": 1, "night": 1, "hour": 1 / 24,
+    "minute": 1 / 1440,
+}  # fmt: skip
+_NUMBER = r"\d+(?:\.\d+)?|[零一二两俩三四五六七八九十]+|好几|几|数|半"
+SPAN = re.compile(
+    rf"(?P<number>{_NUMBER})(?P<more>来|多|几)?\s*个?(?P<half>半)?\s*(?P<unit>年|个?月|周|星期|礼拜|天|日|晚"
+    rf"|宿|小时|钟头|分钟)(?P<and>半)?"
+    r"|(?P<en>\d+(?:\.\d+)?|half a|a few|a couple of|several|an?|one|two|three|four|five|six|seven|eight|nine|ten)\s+"
+    r"(?P<en_unit>year|month|week|day|night|hour|minute)s?\b",
+    re.I,
+)
+POINTS = (
+    (r"大前天", 3), (r"前天|前晚", 2), (r"昨天|昨晚|昨夜|昨日|昨儿|\byesterday\b|\blast night\b", 1),
+    (r"今早|今天|今晨|今晚|早上起来|\bthis morning\b|\btoday\b", 0.5), (r"上个?(?:周|星期|礼拜)|\blast week\b", 7),
+    (r"上个?月|\blast month\b", 30), (r"去年|\blast year\b", 365), (r"前年", 730), (r"这(?:几|两)天", 3),
+)  # fmt: skip
+POINTS = tuple((re.compile(pattern, re.I), days) for pattern, days in POINTS)
+# Not a duration: how often, an age, how long a drug was taken.
+_OTHER_SPAN = re.compile(r"(?:每|隔|一)\s*$|(?:吃|服|服用|喝|打|用|输)了?(?:药|液)?\s*$|今年\s*$")
+
+
+def duration(text: str) -> tuple[float, int, int] | None:
+    """(days, start, end) of the first duration in a clause, or None.
+
+    `三天`: 3; `两三天`: 2.5; `从昨晚`: 1; `半年`: 182.5.
+    """
+    for found in SPAN.finditer(text):
+        unit = (found["unit"] or found["en_unit"]).lower()
+        before, after = text[: found.start()], text[found.end() :]
+        repeated = re.match(r"\s*[\d一二两三四五六七八九十几]+\s*[次回顿]|岁", after)
+        if _OTHER_SPAN.search(before) or repeated or re.match(r"岁|纪|龄|级", after):
+            continue
+        days = _DAYS[unit if unit in _DAYS else unit.removeprefix("个")]
+        number = _number(found["number"] or found["en"].lower())
+        extra = 0.5 if found["half"] or found["and"] else 0.0
+        return round((number + extra) * days, 4), found.start(), found.end()
+    return next(
+        ((float(days), hit.start(), hit.end()) for pattern, days in POINTS if (hit := pattern.search(text))), None
+    )
+
+
+def _number(text: str) -> float:
+    text = text.removeprefix("a ") if text.removeprefix("a ") in _WORDS else text
+    if text == "半":
+        return 0.5
+    if text in _WORDS:
+        return _WORDS[text]
+    if text[0].isdigit():
+        return float(text)
+    tens, ten, ones = text.partition("十")
+    if ten:
+        return (_DIGITS.get(tens, 1) if tens else 1) * 10 + (_DIGITS.get(ones, 0) if ones else 0)
+    figures = [_DIGITS[char] for char in text]
+    return sum(figures) / len(figures)  # two neighbours are a range: 两三 is 2.5
