@@ -1,0 +1,126 @@
+"""Which passages speak of a question: by words, by meaning, and both joined.
+
+The two rankings are joined by reciprocal rank fusion (Cormack, Clarke, Büttcher, SIGIR 2009): a passage scores the sum
+of 1 / (60 + rank), so that scores of different kinds need no common scale.
+"""
+
+import bisect
+import json
+import logging
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from medical_qwen.retrieval.chunks import Passage
+from medical_qwen.retrieval.encoder import Encoder, Reranker
+from medical_qwen.retrieval.store import ROW, WORD, State, Store
+from medical_qwen.retrieval.words import words
+
+FUSION = 60.0
+DEPTH = 100  # passages of each ranking that take part
+RERANKED = 30  # passages that a cross-encoder reads
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A passage that was found. `score` is what hits are sorted by; the others are what it was made of."""
+
+    passage: Passage
+    score: float
+    words: float = 0.0  # BM25
+    cosine: float | None = None  # of the question's and the passage's vectors; None without an embedding model
+    relevance: float | None = None  # of the cross-encoder; None without one
+
+
+def bm25s():
+    try:
+        import bm25s as library
+    except ImportError as error:
+        raise ImportError("search by words needs bm25s: pip install bm25s==0.3.16") from error
+    logging.getLogger("bm25s").setLevel(logging.WARNING)
+    return library
+
+
+def build_words(store: Store, state: State) -> None:
+    """The BM25 index over the living rows, from their words."""
+    living = np.flatnonzero(state.alive())
+    ends = np.concatenate([[0], store.array(state, "rows.bin", ROW)["words"]])
+    numbers = store.array(state, "words.bin", WORD)
+    index = bm25s().BM25()
+    if len(living):
+        rows = [numbers[ends[row] : ends[row + 1]].tolist() for row in living]
+        index.index((rows, store.vocabulary(state)), create_empty_token=False, show_progress=False)
+        index.vocab_dict = {}  # the vocabulary has a log of its own
+        index.save(store.directory / f"words-{state.update}", show_progress=False)
+
+
+class Searcher:
+    """An index opened for reading. Arrays are memory-mapped: opening costs no more than the vocabulary."""
+
+    def __init__(self, store: Store, state: State, encoder: Encoder | None, reranker: Reranker | None) -> None:
+        self.encoder, self.reranker = encoder, reranker
+        self.living = np.flatnonzero(state.alive())
+        self.ends = store.array(state, "rows.bin", ROW)["text"]
+        self.text = store.array(state, "passages.jsonl", np.dtype("u1"))
+        self.contents = sorted((content.first, key) for key, content in state.contents.items() if not content.problem)
+        self.names = {key: name for _, (name, key) in sorted(state.files.items(), reverse=True)}
+        self.vocabulary = store.vocabulary(state)
+        if len(self.living):
+            folder = store.directory / f"words-{state.update}"
+            self.index = bm25s().BM25.load(folder, mmap=True, load_vocab=False, show_progress=False)
+        if encoder:
+            self.vectors = store.array(state, "vectors.bin", np.dtype("<f4"), encoder.dimension)
+
+    def search(self, query: str, k: int) -> list[Hit]:
+        """The k best passages for the question, best first."""
+        if not len(self.living) or not query.strip():
+            return []
+        depth = max(DEPTH, k)
+        by_words = self.by_words(query)
+        rankings = [best(by_words, depth, above=0.0)]
+        by_meaning = None
+        if self.encoder:
+            by_meaning = self.by_meaning(query)
+            rankings.append(best(by_meaning, depth, above=-np.inf))
+        fused: dict[int, float] = {}
+        for ranking in rankings:
+            for rank, found in enumerate(ranking.tolist(), 1):
+                fused[found] = fused.get(found, 0.0) + 1 / (FUSION + rank)
+        order = sorted(fused, key=lambda found: (-fused[found], found))[: max(k, RERANKED if self.reranker else 0)]
+        hits = [
+            Hit(
+                self.passage(int(self.living[found])),
+                fused[found],
+                float(by_words[found]),
+                None if by_meaning is None else float(by_meaning[found]),
+            )
+            for found in order
+        ]
+        return (self.reranked(query, hits) if self.reranker else hits)[:k]
+
+    def by_words(self, query: str) -> np.ndarray:
+        """BM25 of every living passage: (living,)."""
+        numbers = [self.vocabulary[word] for word in words(query) if word in self.vocabulary]
+        return self.index.get_scores_from_ids(numbers)
+
+    def by_meaning(self, query: str) -> np.ndarray:
+        """Cosine of every living passage with the question: (living,)."""
+        return (self.vectors @ self.encoder.encode_query(query))[self.living]
+
+    def reranked(self, query: str, hits: list[Hit]) -> list[Hit]:
+        scores = self.reranker.score(query, [hit.passage.indexed for hit in hits])
+        scored = [replace(hit, score=score, relevance=score) for hit, score in zip(hits, scores, strict=True)]
+        return sorted(scored, key=lambda hit: -hit.score)
+
+    def passage(self, row: int) -> Passage:
+        """The passage of a row, under the name of the first file that holds it."""
+        start, end = (int(self.ends[row - 1]) if row else 0), int(self.ends[row])
+        content = self.contents[bisect.bisect_right(self.contents, (row, chr(0x10FFFF))) - 1][1]
+        return Passage(file=self.names[content], **json.loads(self.text[start:end].tobytes()))
+
+
+def best(scores: np.ndarray, depth: int, above: float) -> np.ndarray:
+    """Places of the `depth` highest scores above a bound, highest first; of equal ones the earlier first."""
+    chosen = np.argpartition(-scores, depth - 1)[:depth] if len(scores) > depth else np.arange(len(scores))
+    chosen = chosen[scores[chosen] > above]
+    return chosen[np.lexsort((chosen, -scores[chosen]))]
