@@ -1,13 +1,15 @@
-"""Score answers: BLEU-1..4 and ROUGE-1/2/L by characters and by words, exam accuracy, calculation accuracy.
+"""Score answers: BLEU-1..4 and ROUGE-1/2/L by characters and by words, exam and calculation accuracy, retrieval.
 
     python evaluate_metrics.py --data_file answers.jsonl --output_file scores.json --per_row_file rows.jsonl
     python evaluate_metrics.py --data_file base.jsonl sft.jsonl --names base sft     # side by side, paired differences
     python evaluate_metrics.py --task exam --data_file exam_answers.jsonl
+    python evaluate_metrics.py --retrieval --data_file rag_answers.jsonl     # of chatpdf.py: passages and faithfulness
     python evaluate_metrics.py --base_model outputs/sft --data_file data/eval/heldout_qa.jsonl     # answers them first
 
 Files of answers hold one JSON object a line, as inference.py writes them. Task `qa`: `prediction` and `reference` (or
 `output`, `answer`, `label`; a list holds several references). `exam`: `prediction`, `answer` (letters), `options`.
-`calculation`: `prediction`, `answer`, `unit`, `tolerance`. With --base_model the file holds questions in any known
+`calculation`: `prediction`, `answer`, `unit`, `tolerance`. --retrieval: `gold`, `passages` and, if there is one,
+`prediction`; medical_qwen/grounding.py says what is scored. With --base_model the file holds questions in any known
 form. medical_qwen/metrics.py says how the scores are defined, medical_qwen/answers.py how answers are read. All scores
 are 0..100 and all intervals 95 %: bootstrap over rows, Wilson for accuracies.
 """
@@ -19,7 +21,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from medical_qwen.evaluation import REFERENCE_FIELDS, TASKS, evaluate, read_lines, read_rows, table
+from medical_qwen.evaluation import REFERENCE_FIELDS, TASKS, Row, evaluate, read_lines, read_rows, table
+from medical_qwen.grounding import evaluate_grounding, read_ranked
 
 GENERATION = {
     "lora_model": None,
@@ -41,6 +44,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--data_file", nargs="+", required=True, help="JSONL; several files are systems that answered the same rows")
     add("--names", nargs="+", help="names of the systems; default: those of the files")
     add("--task", choices=TASKS, default="qa")
+    add("--retrieval", action="store_true", help="score the passages that were found, and answers by what they say")
     add("--prediction_field", default="prediction", help="field with what the system said (default: %(default)s)")
     add("--reference_field", help=f"default: the first that a row has of {', '.join(REFERENCE_FIELDS)}")
     add("--output_file", help="scores as JSON")
@@ -61,6 +65,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not args.base_model and (given := [name for name in GENERATION if getattr(args, name) is not None]):
         parser.error(f"{', '.join('--' + name for name in given)}: of use with --base_model only")
+    if args.retrieval and (args.base_model or args.task != "qa"):
+        parser.error("--retrieval: scores a file of answers by itself, without --base_model or --task")
     if args.base_model and len(args.data_file) > 1:
         parser.error(f"--base_model answers one --data_file, got {len(args.data_file)}")
     for name, default in GENERATION.items():
@@ -102,6 +108,13 @@ def answered(args: argparse.Namespace) -> Iterator[tuple[str, dict]]:
         yield where, {**row, **gold}
 
 
+def described(row: Row | dict) -> dict:
+    """What a row of --per_row_file says beside its scores."""
+    if isinstance(row, dict):
+        return {name: value for name, value in row.items() if name != "passages"}
+    return {"where": row.where, "prediction": row.prediction, "references": row.references}
+
+
 def write(path: str, text: str) -> None:
     """Whole or not at all: written beside, then renamed."""
     target = Path(path)
@@ -115,17 +128,20 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     """Print the table, write the files that were asked for; returns the reports by system."""
     args = parse(argv)
     sources = [answered(args)] if args.base_model else map(read_lines, args.data_file)
-    systems = [read_rows(source, args.prediction_field, args.reference_field) for source in sources]
-    results, per_row = evaluate(systems, args.task, args.bootstrap_samples, args.seed)
+    if args.retrieval:
+        systems = [read_ranked(source) for source in sources]
+        results, per_row = evaluate_grounding(systems, args.bootstrap_samples, args.seed)
+    else:
+        systems = [read_rows(source, args.prediction_field, args.reference_field) for source in sources]
+        results, per_row = evaluate(systems, args.task, args.bootstrap_samples, args.seed)
     reports = dict(zip(args.names, results, strict=True))
     print(table(reports))
     if args.output_file:
-        write(
-            args.output_file, json.dumps({"task": args.task, "systems": reports}, ensure_ascii=False, indent=2) + "\n"
-        )
+        task = "retrieval" if args.retrieval else args.task
+        write(args.output_file, json.dumps({"task": task, "systems": reports}, ensure_ascii=False, indent=2) + "\n")
     if args.per_row_file:
         lines = [
-            {"system": name, "where": row.where, "prediction": row.prediction, "references": row.references, **entry}
+            {"system": name, **described(row), **entry}
             for name, rows, entries in zip(args.names, systems, per_row, strict=True)
             for row, entry in zip(rows, entries, strict=True)
         ]

@@ -54,10 +54,15 @@ def read_rows(
             rows.append(Row(where, fields, prediction, references))
         except ValueError as error:
             problems.append(f"{where}: {error}")
+    raise_problems(problems)
+    return rows
+
+
+def raise_problems(problems: list[str]) -> None:
+    """ValueError with the first of the problems and the number of the others, if there are any."""
     if problems:
         rest = len(problems) - SHOWN_PROBLEMS
         raise ValueError("\n".join(problems[:SHOWN_PROBLEMS] + [f"... and {rest} more"] * (rest > 0)))
-    return rows
 
 
 def _checked(fields: object, prediction_field: str, reference_field: str | None) -> tuple[str, list[str]]:

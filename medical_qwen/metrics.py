@@ -287,6 +287,21 @@ def compare_shares(systems: Sequence[Sequence[bool]], samples: int, seed: int) -
     return results
 
 
+def compare_means(table: np.ndarray, samples: int, seed: int) -> list[dict]:
+    """Of each system: mean of its values with bootstrap interval, and paired difference from the first.
+
+    {value, low, high, difference?: {value, low, high}}. table: (systems, rows); nan where a row has no value.
+    """
+    known = ~np.isnan(table)
+    values = np.where(known, table, 0)
+    points = values.sum(axis=1) / known.sum(axis=1)
+    draws = []
+    for weights in resamples(table.shape[1], samples, seed):
+        counts = weights @ known.T
+        draws.append(np.where(counts > 0, weights @ values.T / np.maximum(counts, 1), points))
+    return [_entries(points, np.concatenate(draws).T, number) for number in range(len(table))]
+
+
 def _entries(points: Sequence[np.ndarray], draws: Sequence[np.ndarray], number: int) -> dict | list:
     """Value, interval and difference of system `number`, in lists of the shape of a point."""
 
