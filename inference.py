@@ -3,19 +3,31 @@
     python inference.py --base_model outputs/sft --interactive
     python inference.py --base_model Qwen/Qwen3-0.6B --lora_model outputs/sft --interactive
     python inference.py --base_model outputs/sft --data_file questions.jsonl --output_file answers.jsonl
+    python inference.py --api_base http://127.0.0.1:8000/v1 --interactive
 
 --data_file is a .txt with a question a line, or holds records of any known form; of a conversation that ends with a
 reply that reply is asked for. Every row comes back with its own fields and `prediction`, in the order of the file.
-A killed run goes on where it was when the same command is given again.
+A killed run goes on where it was when the same command is given again. With --api_base a server answers, in the chat
+and for a file; the model is not loaded here.
 """
 
 import argparse
 import contextlib
 import logging
-import os
-import re
 import signal
 import sys
+
+from medical_qwen.generation import (
+    Engine,
+    Request,
+    Sampling,
+    add_engine_arguments,
+    answer_file,
+    check_engine_arguments,
+    describe_engine,
+    load_engine,
+    select_gpus,
+)
 
 NOTICE = """\
 本模型的回答可能有误，仅供参考，不能代替医生的诊断和治疗；紧急情况请立即就医。
@@ -28,17 +40,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
+    add_engine_arguments(parser)
     add = parser.add_argument
-    add("--base_model", required=True, help="model directory, hub id, or adapter directory (its base is found)")
-    add("--lora_model", help="a further adapter directory on top of --base_model")
-    add("--tokenizer_path", help="default: --lora_model if it has a tokenizer, else --base_model")
-    add("--template_name", help="prompt template of template.py; default: the checkpoint's own, vicuna if it has none")
     add("--interactive", action="store_true", help="chat in the terminal: several turns, streamed")
     add("--data_file", help="answer the questions of this file in batches")
     add("--output_file", default="predictions.jsonl", help="JSONL of rows with `prediction` (default: %(default)s)")
-    add("--resize_emb", action="store_true", help="grow the embeddings to the size of the tokenizer")
-    add("--only_cpu", action="store_true", help="leave the GPUs alone")
-    add("--gpus", default="0", help="which of the visible GPUs, e.g. 0 or 0,1 (default: %(default)s)")
     add("--system_prompt", help="for conversations that have no system turn of their own")
     add("--max_new_tokens", type=int, default=512, help="longest answer (default: %(default)s)")
     add("--temperature", type=float, help="0: always the likeliest token; default: 0.7 in a chat, 0 for a file")
@@ -46,62 +52,27 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--repetition_penalty", type=float, default=1.0, help="above 1: repeat less (default: %(default)s)")
     add("--stop_str", action="append", default=[], help="end an answer before this text; may be given several times")
     add("--eval_batch_size", type=int, default=8, help="rows of a file answered together (default: %(default)s)")
-    add("--load_in_8bit", action="store_true", help="weights in 8 bits (bitsandbytes)")
-    add("--load_in_4bit", action="store_true", help="weights in 4 bits (bitsandbytes)")
     add("--single_turn", action="store_true", help="in a chat: every question stands alone")
     add("--seed", type=int, default=42, help="of the drawing; row n of a file uses seed + n (default: %(default)s)")
     args = parser.parse_args(argv)
-    for wrong, message in (
-        (args.interactive == bool(args.data_file), "give either --interactive or --data_file"),
-        (args.load_in_8bit and args.load_in_4bit, "--load_in_8bit and --load_in_4bit are both given: choose one"),
-        (args.eval_batch_size < 1, f"--eval_batch_size: expected at least 1, got {args.eval_batch_size}"),
-        (not re.fullmatch(r"\d+(,\d+)*", args.gpus), f"--gpus: expected numbers such as 0,1, got {args.gpus!r}"),
-    ):
-        if wrong:
-            parser.error(message)
+    check_engine_arguments(parser, args)
+    if args.interactive == bool(args.data_file):
+        parser.error("give either --interactive or --data_file")
+    if args.eval_batch_size < 1:
+        parser.error(f"--eval_batch_size: expected at least 1, got {args.eval_batch_size}")
     if args.temperature is None:
         args.temperature = 0.7 if args.interactive else 0.0
     return args
 
 
-def select_gpus(args: argparse.Namespace) -> None:
-    """Let this process see only the wanted ones of the GPUs that it was given. Before torch is imported."""
-    given = "" if args.only_cpu else os.environ.get("CUDA_VISIBLE_DEVICES", args.gpus)
-    if given and "CUDA_VISIBLE_DEVICES" in os.environ:
-        names, numbers = given.split(","), [int(number) for number in args.gpus.split(",")]
-        if max(numbers) >= len(names):
-            sys.exit(f"error: --gpus {args.gpus}: CUDA_VISIBLE_DEVICES={given} leaves numbers 0 to {len(names) - 1}")
-        given = ",".join(names[number] for number in numbers)
-    os.environ["CUDA_VISIBLE_DEVICES"] = given
-
-
-def load(args: argparse.Namespace):
-    """The model and its tokenizer, where the flags want them."""
-    import torch
-
-    from medical_qwen.generation import Generator
-
-    if torch.cuda.is_available() and torch.cuda.device_count() != len(args.gpus.split(",")):
-        raise ValueError(f"--gpus {args.gpus}: {torch.cuda.device_count()} of these GPUs can be used")
-    return Generator.load(
-        args.base_model,
-        args.lora_model,
-        tokenizer_path=args.tokenizer_path,
-        template_name=args.template_name,
-        resize_emb=args.resize_emb,
-        only_cpu=args.only_cpu,
-        bits=4 if args.load_in_4bit else 8 if args.load_in_8bit else None,
-    )
-
-
-def chat(args: argparse.Namespace, sampling) -> None:
+def chat(args: argparse.Namespace, sampling: Sampling) -> None:
     """Several turns on the terminal. What was said stays as it was said, a stopped answer as far as it was shown."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 (gives `input` line editing)
     for stream in (sys.stdin, sys.stdout):
         stream.reconfigure(errors="replace")
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell hands on an ignored Ctrl-C
-    generator = load(args)
+    engine = load_engine(args)
     system = [{"role": "system", "content": args.system_prompt}] if args.system_prompt else []
     history, notice = list(system), NOTICE
     while True:
@@ -116,7 +87,7 @@ def chat(args: argparse.Namespace, sampling) -> None:
             if question == "clear":
                 notice = "The conversation is forgotten.\n"
             elif question:
-                reply(generator, history, question, sampling, args.seed + len(history))
+                reply(engine, history, question, sampling, args.seed + len(history))
         except KeyboardInterrupt:  # nothing that takes time happens here: a second Ctrl-C would end the chat
             notice = "\n`exit` leaves\n"
         except EOFError:
@@ -126,12 +97,10 @@ def chat(args: argparse.Namespace, sampling) -> None:
             notice = f"error: {error}\n"
 
 
-def reply(generator, history: list[dict], question: str, sampling, seed: int) -> None:
+def reply(engine: Engine, history: list[dict], question: str, sampling: Sampling, seed: int) -> None:
     """Stream one answer; the turn is added to `history`."""
-    from medical_qwen.generation import Request
-
     turn = {"role": "user", "content": question}
-    stream = generator.stream(Request([*history, turn], seed=seed), sampling)
+    stream = engine.stream(Request([*history, turn], seed=seed), sampling)
     print("Assistant: ", end="", flush=True)
     try:
         for piece in stream:
@@ -149,30 +118,22 @@ def reply(generator, history: list[dict], question: str, sampling, seed: int) ->
         print("[too long for the model's context: its oldest part was left out]")
 
 
-def batch(args: argparse.Namespace, sampling) -> None:
+def batch(args: argparse.Namespace, sampling: Sampling) -> None:
     """Answer --data_file. What is wrong with the files is said before the model loads."""
-    from medical_qwen.generation import answer_file, describe_files
-    from medical_qwen.models import resolve
-
-    lineage = resolve(args.base_model, args.lora_model)
-    job = {name: value for name, value in vars(args).items() if name not in ("output_file", "gpus")}
-    job["files"] = describe_files(args.data_file, lineage.root, *lineage.adapters, args.tokenizer_path)
     summary = answer_file(
         args.data_file,
         args.output_file,
-        lambda: load(args),
+        lambda: load_engine(args),
         sampling,
         batch_size=args.eval_batch_size,
         system_prompt=args.system_prompt,
         seed=args.seed,
-        job=job,
+        job=describe_engine(args),
     )
     print(f"{args.output_file}: {summary}")
 
 
 def main(args: argparse.Namespace) -> None:
-    from medical_qwen.generation import Sampling
-
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     stops = tuple(args.stop_str)
     sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p, args.repetition_penalty, stops)

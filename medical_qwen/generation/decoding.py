@@ -2,49 +2,15 @@
 
 import inspect
 import random
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
+from medical_qwen.generation.interface import Answer, Sampling
 from medical_qwen.generation.text import TextStream
 
 GREEDY_BELOW = 1e-5  # a lower temperature would overflow the logits
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen and when an answer ends."""
-
-    max_new_tokens: int = 512
-    temperature: float = 0.0  # 0 takes the likeliest token
-    top_p: float = 1.0
-    repetition_penalty: float = 1.0
-    stop: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ValueError(f"--max_new_tokens: expected at least 1, got {self.max_new_tokens}")
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"--temperature: expected a number >= 0, got {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"--top_p: expected 0 < p <= 1, got {self.top_p}")
-        if not 0 < self.repetition_penalty < float("inf"):
-            raise ValueError(f"--repetition_penalty: expected a number > 0, got {self.repetition_penalty}")
-        if "" in self.stop:
-            raise ValueError("--stop_str: an empty stop string would end every answer at once")
-
-
-@dataclass(frozen=True)
-class Answer:
-    """finish_reason: stop (end token or stop string), length (max_new_tokens) or cancelled."""
-
-    text: str
-    finish_reason: str
-    prompt_tokens: int
-    completion_tokens: int  # the end token included
-    truncated: bool  # the oldest turns were left out of the prompt
 
 
 class Prompt(NamedTuple):

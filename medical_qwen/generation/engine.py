@@ -8,49 +8,19 @@ stream can stop it between two tokens without a thread.
 """
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from medical_qwen.generation.decoding import Answer, Batch, Prompt, Row, Sampling
+from medical_qwen.generation.decoding import Batch, Prompt, Row
+from medical_qwen.generation.interface import Answer, Request, Sampling, Stream, plan_batches
 from medical_qwen.generation.text import TextStream
 from medical_qwen.models import fit_embeddings, load_base, load_tokenizer, resolve
 from medical_qwen.rendering import Renderer
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Request:
-    """A conversation that waits for its next turn."""
-
-    messages: list[dict]
-    tools: list[dict] | None = None
-    seed: int = 0
-
-
-class Stream:
-    """Iterator over the pieces of an answer's text; `close` stops the model; `answer` is what there is so far."""
-
-    def __init__(self, row: Row, steps: Iterator[None]) -> None:
-        self._row, self._steps, self._sent = row, steps, 0
-
-    def __iter__(self) -> Iterator[str]:
-        for _ in self._steps:
-            pieces, self._sent = self._row.pieces[self._sent :], len(self._row.pieces)
-            if text := "".join(pieces):
-                yield text
-
-    def close(self) -> None:
-        self._steps.close()
-
-    @property
-    def answer(self) -> Answer:
-        return self._row.answer()
 
 
 class Generator:
@@ -112,22 +82,25 @@ class Generator:
         sampling: Sampling,
         batch_size: int = 8,
         progress: Callable[[int], object] = lambda rows: None,
+        finished: Callable[[list[int], list[Answer]], object] = lambda numbers, answers: None,
     ) -> list[Answer]:
-        """Answers in the order of the requests. Requests of similar length share a batch.
+        """Answers in the order of the requests. Requests of similar length share a batch; `finished` gets whole ones.
 
-        Args:
-            progress: called with the number of rows that a step finished.
+        A batch that was taken out of the requests changes none of the others.
         """
         asked = [(self._prompt(request, sampling), request.seed) for request in requests]
         answers: dict[int, Answer] = {}
         for numbers in plan_batches([len(prompt.ids) for prompt, _ in asked], batch_size):
-            answers |= zip(numbers, self._complete([asked[i] for i in numbers], sampling, progress), strict=True)
+            batch = list(self._complete([asked[i] for i in numbers], sampling, progress))
+            answers |= zip(numbers, batch, strict=True)
+            finished(numbers, batch)
         return [answers[i] for i in range(len(requests))]
 
     def stream(self, request: Request, sampling: Sampling) -> Stream:
         """The answer piece by piece, whole characters, never a part of a stop string."""
         row = self._row(self._prompt(request, sampling), request.seed, sampling)
-        return Stream(row, self._decode([row], sampling))
+        steps = self._decode([row], sampling)
+        return Stream(_pieces(row, steps), row.answer, steps.close)
 
     def _prompt(self, request: Request, sampling: Sampling) -> Prompt:
         room = None if self.context_length is None else self.context_length - sampling.max_new_tokens
@@ -192,16 +165,9 @@ class Generator:
         return {self.tokenizer.convert_tokens_to_ids(stop) for stop in stops if stop in special}
 
 
-def plan_batches(lengths: list[int], batch_size: int) -> list[list[int]]:
-    """Numbers of the rows of each batch. The longest prompts first: little padding, a lack of memory shows at once."""
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-
-
-def summarize(answers: list[Answer], new_tokens: int, seconds: float) -> str:
-    """One line for the end of a job, of which `new_tokens` were generated in `seconds` just now."""
-    reasons = ", ".join(f"{name} {n}" for name, n in Counter(a.finish_reason for a in answers).most_common())
-    return (
-        f"{len(answers)} answers, {new_tokens} new tokens in {seconds:.1f} s ({new_tokens / seconds:.1f} tokens/s); "
-        f"finish: {reasons}; prompts with turns left out: {sum(answer.truncated for answer in answers)}"
-    )
+def _pieces(row: Row, steps: Iterator[None]) -> Iterator[str]:
+    sent = 0
+    for _ in steps:
+        pieces, sent = row.pieces[sent:], len(row.pieces)
+        if text := "".join(pieces):
+            yield text

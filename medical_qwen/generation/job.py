@@ -17,8 +17,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from medical_qwen.generation.decoding import Answer, Sampling
-from medical_qwen.generation.engine import Generator, Request, plan_batches, summarize
+from medical_qwen.generation.interface import Answer, Engine, Request, Sampling, summarize
 from medical_qwen.records import Report, stream
 
 logger = logging.getLogger(__name__)
@@ -97,7 +96,7 @@ class Journal:
 def answer_file(
     data_file: str | Path,
     output_file: str | Path,
-    load: Callable[[], Generator],
+    load: Callable[[], Engine],
     sampling: Sampling,
     *,
     batch_size: int,
@@ -108,12 +107,14 @@ def answer_file(
     """Answer every row of a file; the output has the rows in their order, unchanged, with `prediction`.
 
     Args:
-        load: makes the generator, after the files were found to be in order.
-        job: everything that the answers depend on; see `Journal`.
+        load: makes the engine, after the files were found to be in order.
+        job: what the answers depend on beyond these arguments (`describe_engine`); see `Journal`.
 
     Returns: a summary in one line.
     """
     rows, requests = read_questions(data_file, system_prompt, seed)
+    settings = {"batch_size": batch_size, "seed": seed, "system_prompt": system_prompt}
+    job = asdict(sampling) | settings | {"data": describe_files(data_file)} | job
     if Path(output_file).resolve() == Path(data_file).resolve():
         raise ValueError(f"--output_file {output_file} is the --data_file: it would be overwritten")
     journal = Journal(output_file, job)
@@ -131,28 +132,33 @@ def answer_file(
 
 
 def _answer(
-    generator: Generator, requests: list[Request], sampling: Sampling, batch_size: int, journal: Journal
+    engine: Engine, requests: list[Request], sampling: Sampling, batch_size: int, journal: Journal
 ) -> tuple[int, float]:
     """Answer what the journal does not have yet. Returns the new tokens, and the seconds that they took."""
-    lengths = []
-    for number, request in enumerate(requests, 1):
-        try:
-            lengths += generator.measure([request], sampling)
-        except ValueError as error:
-            raise ValueError(f"--data_file: question {number}: {error}") from error
-    plan = plan_batches(lengths, batch_size)
+    _check(engine, requests, sampling)
     before = len(journal.answers)
     if before:
         logger.info("%s: going on after %d of %d rows", journal.path, before, len(requests))
-    started, tokens = time.perf_counter(), 0
+    rest = [number for number in range(len(requests)) if number not in journal.answers]
+    started = time.perf_counter()
     with tqdm(total=len(requests), initial=before, unit="row", desc="answers") as bar:
-        for numbers in plan:
-            if all(number in journal.answers for number in numbers):
-                continue
-            answers = generator.answer([requests[i] for i in numbers], sampling, len(numbers), progress=bar.update)
-            journal.add(numbers, answers)
-            tokens += sum(answer.completion_tokens for answer in answers)
-    return tokens, time.perf_counter() - started
+        answers = engine.answer(
+            [requests[number] for number in rest],
+            sampling,
+            batch_size,
+            progress=bar.update,
+            finished=lambda places, answers: journal.add([rest[place] for place in places], answers),
+        )
+    return sum(answer.completion_tokens for answer in answers), time.perf_counter() - started
+
+
+def _check(engine: Engine, requests: list[Request], sampling: Sampling) -> None:
+    """Raise for the first request that the engine cannot answer, before the others have taken an hour."""
+    for number, request in enumerate(requests, 1):
+        try:
+            engine.measure([request], sampling)
+        except ValueError as error:
+            raise ValueError(f"--data_file: question {number}: {error}") from error
 
 
 def read_questions(

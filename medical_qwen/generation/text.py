@@ -1,8 +1,13 @@
 """From token ids to text, one token at a time: whole characters only, and never a piece of a stop string."""
 
-from transformers import PreTrainedTokenizerBase
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from medical_qwen.answers import strip_thinking
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 UNFINISHED = "\ufffd"  # what a decoder puts where the bytes of a character are not all there yet
