@@ -84,7 +84,7 @@ RELATIVE = re.compile(
 BLOOD = re.compile(
     rf"{_BLOOD}|家族|家里|\b(?:mother|mom|mum|father|dad|brother|sister|grand\w+|parents?|uncle|aunt)\b", re.I
 )
-SELF = re.compile(r"我(?!家|们家)|本人|自己|患者|病人|\bI\b|\bI'm\b|\bmyself\b|\bpatient\b")
+SELF = re.compile(r"我(?!家|们家)|本人|自己|患者|病人|\b(?:i|myself|patient)\b", re.I)
 
 # --- how bad ---------------------------------------------------------------------------------------------------------
 
