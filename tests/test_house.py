@@ -17,7 +17,7 @@ ORDER = ("template", "arguments", "quantities", "answers", "metrics", "rewards",
          "causal", "records", "rendering", "models", "perplexity", "generation", "retrieval", "training", "ppo",
          "scoring", "pages")  # fmt: skip
 LIGHT = ("template", "medical_qwen.arguments", "medical_qwen.rewards", "medical_qwen.metrics", "medical_qwen.answers")
-OPTIONAL = {"gradio", "faiss", "jieba", "deepspeed", "vllm", "bitsandbytes", "hqq", "zstandard", "matplotlib",
+OPTIONAL = {"gradio", "faiss", "jieba", "deepspeed", "vllm", "bitsandbytes", "zstandard", "matplotlib",
             "openai", "bm25s", "sentence_transformers", "pypdfium2", "docx", "openpyxl", "bs4"}  # fmt: skip
 
 
