@@ -74,7 +74,7 @@ answers() {
   for i in "${!NAMES[@]}"; do FILES+=("$OUTPUT/answers/$task/${NAMES[$i]}.jsonl"); done
   for i in "${!NAMES[@]}"; do
     [ -f "${FILES[$i]}" ] || printf '%s\0' --base_model "${MODELS[$i]}" --output_file "${FILES[$i]}"
-  done | OMP_NUM_THREADS="$((CORES / JOBS))" TQDM_DISABLE="$((JOBS > 1))" xargs -0 -r -n 4 -P "$JOBS" python inference.py \
+  done | OMP_NUM_THREADS="$((CORES / JOBS))" TQDM_DISABLE="$([ "$JOBS" = 1 ] || echo 1)" xargs -0 -r -n 4 -P "$JOBS" python inference.py \
     --data_file "$OUTPUT/answers/$task.jsonl" --max_new_tokens "$tokens" --eval_batch_size "$BATCH" \
     --repetition_penalty 1.1 "$@"
 }
