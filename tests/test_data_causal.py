@@ -1,6 +1,7 @@
 """data/causal: the shipped network is whole, says where each figure comes from, and its labelled set fits it."""
 
 import csv
+import json
 from collections import Counter
 
 import pytest
@@ -96,3 +97,27 @@ def test_red_flags_speak_both_languages_and_name_known_ids(tables):
         assert set(row["findings"].split("+")) <= known, row
         assert not row["message_zh"].isascii() and row["message_en"].isascii(), row
         assert any(word in row["message_zh"] for word in ("120", "急诊", "就医")), row
+
+
+def test_labelled_sentences_fit_the_network(folder):
+    known = Network.load(folder).nodes
+    rows = [json.loads(line) for line in (folder / "labelled.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(rows) >= 200
+    assert len({row["text"] for row in rows}) == len(rows)
+    assert [row["split"] for row in rows] == [("dev", "test")[place % 2] for place in range(len(rows))]
+    assert sum(row["text"].isascii() for row in rows) >= 20
+    states = Counter()
+    for row in rows:
+        end = 0
+        for mention in row["mentions"]:
+            assert mention["id"] in known, row
+            assert end <= mention["start"] < mention["end"] <= len(row["text"]), row
+            words = row["text"][mention["start"] : mention["end"]]
+            assert words == words.strip("，。、？！,.?! "), row
+            assert mention["who"] in ("patient", "relative"), row
+            assert mention.get("severity", "mild") in ("mild", "moderate", "severe"), row
+            assert mention.get("duration_days", 1) > 0, row
+            states[mention["state"]] += 1
+            end = mention["end"]
+    assert set(states) == {"present", "absent", "unknown"}
+    assert min(states["absent"] / 80, states["unknown"] / 15) >= 1, states
