@@ -196,9 +196,9 @@ class _Loader:
             if "kind" in row and kind not in KINDS:
                 self.problem(file, line, "kind", ", ".join(KINDS), kind)
             value = self.probability(file, line, row, probability)
-            if self.once(file, line, "id", ("node", row["id"]), row["id"]):
-                questions = (row.get("question_zh", ""), row.get("question_en", ""))
-                nodes.append(Node(row["id"], kind, row["name_zh"], row["name_en"], value or 0.5, *questions))
+            self.once(file, line, "id", ("node", row["id"]), row["id"])
+            questions = (row.get("question_zh", ""), row.get("question_en", ""))
+            nodes.append(Node(row["id"], kind, row["name_zh"], row["name_en"], value or 0.5, *questions))
         return tuple(nodes)
 
     def edges(self, file: str, tail: tuple[str, Sequence[Node]], head: tuple[str, Sequence[Node]]) -> np.ndarray:

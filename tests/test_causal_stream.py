@@ -1,0 +1,173 @@
+"""The stream of a talk on a small network: what is heard, concluded, asked, warned of and shown."""
+
+import re
+from xml.etree import ElementTree
+
+import pytest
+from causal_networks import write_network
+
+from medical_qwen.causal import CausalStream, Evidence, Network, infer
+from medical_qwen.causal.panel import bar_chart, causal_graph, panel
+
+TABLES = {
+    "diseases.csv": [
+        {"id": "pneumonia", "name_zh": "肺炎", "name_en": "pneumonia", "prior": "0.01"},
+        {"id": "infarction", "name_zh": "心肌梗死", "name_en": "heart attack", "prior": "0.005"},
+        {"id": "cold", "name_zh": "普通感冒", "name_en": "common cold", "prior": "0.05"},
+    ],
+    "risks.csv": [{"id": "smoking", "name_zh": "吸烟", "name_en": "smoking", "prior": "0.25"}],
+    "findings.csv": [
+        {"id": "fever", "name_zh": "发热", "name_en": "fever", "leak": "0.01", "question_zh": "发烧吗？"},
+        {"id": "cough", "name_zh": "咳嗽", "name_en": "cough", "leak": "0.03", "question_zh": "咳嗽吗？"},
+        {"id": "chest_pain", "name_zh": "胸痛", "name_en": "chest pain", "question_zh": "胸口疼吗？"},
+        {"id": "sweating", "name_zh": "出汗", "name_en": "sweating", "question_zh": "出冷汗吗？"},
+        {"id": "runny_nose", "name_zh": "流鼻涕", "name_en": "runny nose", "question_zh": "流鼻涕吗？"},
+        {"id": "shadow", "name_zh": "胸片有阴影", "name_en": "shadow on the X-ray", "kind": "test", "leak": "0.001"},
+    ],
+    "risk_edges.csv": [
+        {"risk": "smoking", "disease": "pneumonia", "strength": "0.01"},
+        {"risk": "smoking", "disease": "infarction", "strength": "0.02"},
+    ],
+    "edges.csv": [
+        {"disease": disease, "finding": finding, "strength": strength}
+        for disease, finding, strength in (
+            ("pneumonia", "fever", "0.8"), ("pneumonia", "cough", "0.9"), ("pneumonia", "chest_pain", "0.3"),
+            ("pneumonia", "shadow", "0.95"), ("infarction", "chest_pain", "0.9"), ("infarction", "sweating", "0.6"),
+            ("cold", "cough", "0.6"), ("cold", "runny_nose", "0.8"), ("cold", "fever", "0.2"),
+        )
+    ],
+    "synonyms.csv": [{"id": "fever", "synonym": "发烧"}, {"id": "smoking", "synonym": "抽烟"},
+                     {"id": "chest_pain", "synonym": "胸口疼"}],
+    "red_flags.csv": [{"id": "heart", "findings": "chest_pain+sweating", "message_zh": "胸痛伴出汗：立即拨打120",
+                       "message_en": "Chest pain with sweating: call an ambulance now"}],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory) -> Network:
+    return Network.load(write_network(tmp_path_factory.mktemp("net"), TABLES))
+
+
+def test_what_is_heard_becomes_evidence_and_later_statements_override(network):
+    stream = CausalStream(network)
+    stream.hear("我发烧三天了，还咳嗽。不流鼻涕。")
+    assert stream.state.evidence == Evidence(frozenset(("fever", "cough")), frozenset(("runny_nose",)))
+    assert stream.state.posterior.diseases == pytest.approx(infer(network, stream.state.evidence).diseases)
+    assert stream.state.details["fever"].duration == 3
+    stream.hear("说错了，没有咳嗽。")
+    assert stream.state.evidence == Evidence(frozenset(("fever",)), frozenset(("cough", "runny_nose")))
+    assert len(stream.states) == 2
+
+
+def test_what_a_relative_has_is_not_the_patients(network):
+    stream = CausalStream(network)
+    stream.hear("我爸爸胸痛。")
+    assert stream.state.evidence == Evidence()
+    assert [(one.id, one.who) for one in stream.state.heard] == [("chest_pain", "relative")]
+
+
+@pytest.mark.parametrize("size", [1, 3, 7])
+def test_text_in_pieces_gives_the_state_of_the_whole_text(network, size):
+    text = "我抽烟。最近发烧，胸口疼！没有流鼻涕。"
+    whole, pieces = CausalStream(network), CausalStream(network)
+    whole.hear(text)
+    seen = [pieces.hear(text[start : start + size], done=False) for start in range(0, len(text), size)]
+    pieces.hear("")
+    assert (seen[0] is None) == (size < len("我抽烟。"))
+    assert any(state and state.evidence.present == {"smoking"} for state in seen)  # before the text has ended
+    assert pieces.state.evidence == whole.state.evidence
+    assert len(pieces.states) == 1
+    pieces.hear("咳嗽。")
+    assert len(pieces.states) == 2 and "cough" in pieces.state.evidence.present
+
+
+@pytest.mark.parametrize(
+    ("answer", "state"),
+    [("有", "present"), ("没有。", "absent"), ("不知道", "unknown"), ("嗯，是的", "present"), ("no", "absent")],
+)
+def test_a_bare_answer_is_taken_for_what_was_asked(network, answer, state):
+    stream = CausalStream(network)
+    stream.hear("咳嗽")
+    asked = stream.state.question.id
+    stream.hear(answer, answer_to=asked)
+    assert stream.state.details[asked].state == state
+    assert asked not in [gain.id for gain in stream.state.questions]  # not asked again, the unknown one included
+    silent = CausalStream(network)
+    silent.hear("咳嗽")
+    silent.hear(answer)
+    assert silent.state.evidence == Evidence(frozenset(("cough",)))
+
+
+def test_questions_have_to_do_with_the_complaint_and_tests_are_named_apart(network):
+    stream = CausalStream(network)
+    stream.hear("我咳嗽，发烧")
+    kinds = {network.nodes[gain.id].kind for gain in stream.state.questions}
+    assert "test" not in kinds
+    assert stream.state.question.id == "runny_nose"
+    assert stream.state.examination.id == "shadow"
+
+
+def test_red_flags_lead_to_an_urgent_notice_that_stands_first(network):
+    stream = CausalStream(network)
+    stream.hear("胸痛")
+    assert not stream.state.urgent
+    stream.hear("还出汗")
+    assert [flag.id for flag in stream.state.urgent] == ["heart"]
+    assert stream.evidence().startswith("紧急：胸痛伴出汗：立即拨打120")
+    stream.hear("现在不出汗了，没有出汗")
+    assert not stream.state.urgent
+
+
+def test_the_evidence_says_causes_reasons_gaps_and_that_it_is_no_diagnosis(network):
+    stream = CausalStream(network)
+    stream.hear("医生您好，我发烧三天，咳嗽得厉害，不流鼻涕。我抽烟。")
+    text = stream.evidence()
+    share = round(100 * stream.state.posterior.diseases[0])
+    assert f"1. 肺炎 {share}%" in text and "可解释：" in text and "风险因素：吸烟" in text
+    assert "但没有：流鼻涕" in text  # against the cold
+    assert "发热 (3天)" in text and "咳嗽 (重)" in text
+    assert "接着问：" in text and "最有用的检查：胸片有阴影" in text
+    assert "没有读懂：医生您好" in text and "网络只有 3 种病" in text and "不是诊断" in text
+    stream.language = "en"
+    english = stream.evidence()
+    assert "1. pneumonia" in english and "not a diagnosis" in english
+    assert not re.search(r"[\u4e00-\u9fff]", english.replace("医生您好", ""))
+
+
+def test_before_anything_is_said_there_is_nothing_to_show(network):
+    stream = CausalStream(network)
+    assert stream.state is None and stream.evidence() == "" and panel(stream) == ""
+    stream.hear("你好")
+    assert "还没有听到" in stream.evidence()
+
+
+def test_pictures_are_xml_with_the_figures_of_the_state(network):
+    stream = CausalStream(network)
+    for turn in ("咳嗽", "发烧", "不流鼻涕", "抽烟", "胸口疼"):
+        stream.hear(turn)
+    bars = ElementTree.fromstring(bar_chart(network, stream.states, "zh"))
+    texts = [node.text for node in bars.iter() if node.text]
+    assert "第5轮" in texts and "第2轮" in texts and "第1轮" not in texts
+    assert f"{stream.state.posterior.diseases[0]:.0%}" in texts
+    graph = ElementTree.fromstring(causal_graph(network, stream.state, "en"))
+    labels = " ".join(node.text or "" for node in graph.iter())
+    assert "pneumonia" in labels and "smoking" in labels and "cough" in labels
+    struck = [node.text for node in graph.iter() if node.get("text-decoration") == "line-through"]
+    assert struck == ["runny nose"]
+
+
+def test_names_and_text_with_markup_stay_text(tmp_path):
+    evil = '<script>alert("1")</script>&'
+    tables = TABLES | {"diseases.csv": [row | {"name_zh": evil + row["id"]} for row in TABLES["diseases.csv"]]}
+    stream = CausalStream(Network.load(write_network(tmp_path / "net", tables)))
+    stream.hear(f"咳嗽，{evil}。")
+    html = panel(stream)
+    assert "<script" not in html and "&lt;script&gt;" in html
+    ElementTree.fromstring(html)
+
+
+def test_wrong_arguments_are_refused(network):
+    with pytest.raises(ValueError, match="expected zh or en, got 'fr'"):
+        CausalStream(network, language="fr")
+    with pytest.raises(ValueError, match="answer_to: expected an id of the network, got 'itch'"):
+        CausalStream(network).hear("有", answer_to="itch")
