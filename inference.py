@@ -8,7 +8,8 @@
 --data_file is a .txt with a question a line, or holds records of any known form; of a conversation that ends with a
 reply that reply is asked for. Every row comes back with its own fields and `prediction`, in the order of the file.
 A killed run goes on where it was when the same command is given again. With --api_base a server answers, in the chat
-and for a file; the model is not loaded here.
+and for a file; the model is not loaded here. With --causal the chat comes with what a causal network makes of the
+words: likely causes and why, what to ask next, urgent notices. The model sees it before its answer.
 """
 
 import argparse
@@ -17,6 +18,8 @@ import logging
 import signal
 import sys
 
+from medical_qwen.causal import CausalStream
+from medical_qwen.evidence import with_documents
 from medical_qwen.generation import (
     Engine,
     Request,
@@ -53,11 +56,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--stop_str", action="append", default=[], help="end an answer before this text; may be given several times")
     add("--eval_batch_size", type=int, default=8, help="rows of a file answered together (default: %(default)s)")
     add("--single_turn", action="store_true", help="in a chat: every question stands alone")
+    add(
+        "--causal",
+        nargs="?",
+        const="data/causal",
+        metavar="DIR",
+        help="in a chat: reason with the causal network of this folder (default: %(const)s; off without the flag)",
+    )
     add("--seed", type=int, default=42, help="of the drawing; row n of a file uses seed + n (default: %(default)s)")
     args = parser.parse_args(argv)
     check_engine_arguments(parser, args)
     if args.interactive == bool(args.data_file):
         parser.error("give either --interactive or --data_file")
+    if args.causal and not args.interactive:
+        parser.error("--causal listens to a chat: give --interactive with it")
     if args.eval_batch_size < 1:
         parser.error(f"--eval_batch_size: expected at least 1, got {args.eval_batch_size}")
     if args.temperature is None:
@@ -72,6 +84,7 @@ def chat(args: argparse.Namespace, sampling: Sampling) -> None:
     for stream in (sys.stdin, sys.stdout):
         stream.reconfigure(errors="replace")
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell hands on an ignored Ctrl-C
+    causal = CausalStream.load(args.causal) if args.causal else None
     engine = load_engine(args)
     system = [{"role": "system", "content": args.system_prompt}] if args.system_prompt else []
     history, notice = list(system), NOTICE
@@ -84,10 +97,13 @@ def chat(args: argparse.Namespace, sampling: Sampling) -> None:
                 return
             if question == "clear" or args.single_turn:
                 history = list(system)
+                causal = causal and CausalStream(causal.network)
             if question == "clear":
                 notice = "The conversation is forgotten.\n"
             elif question:
-                reply(engine, history, question, sampling, args.seed + len(history))
+                findings = listen(causal, question) if causal else ""
+                reply(engine, history, question, sampling, args.seed + len(history), findings)
+                notice = findings and f"\n{findings}\n"
         except KeyboardInterrupt:  # nothing that takes time happens here: a second Ctrl-C would end the chat
             notice = "\n`exit` leaves\n"
         except EOFError:
@@ -97,10 +113,22 @@ def chat(args: argparse.Namespace, sampling: Sampling) -> None:
             notice = f"error: {error}\n"
 
 
-def reply(engine: Engine, history: list[dict], question: str, sampling: Sampling, seed: int) -> None:
-    """Stream one answer; the turn is added to `history`."""
+def listen(causal: CausalStream, question: str) -> str:
+    """What the causal network makes of the talk so far; urgent notices are shown at once."""
+    asked = causal.state and causal.state.question
+    state = causal.hear(question, answer_to=asked.id if asked else None)
+    for flag in state.urgent:
+        print(f"⚠ {flag.message(causal.language)}")
+    return causal.evidence()
+
+
+def reply(
+    engine: Engine, history: list[dict], question: str, sampling: Sampling, seed: int, findings: str = ""
+) -> None:
+    """Stream one answer, given the findings of the causal network; the turn as it was said is added to `history`."""
     turn = {"role": "user", "content": question}
-    stream = engine.stream(Request([*history, turn], seed=seed), sampling)
+    messages = with_documents([*history, turn], None, findings)
+    stream = engine.stream(Request(messages, seed=seed), sampling)
     print("Assistant: ", end="", flush=True)
     try:
         for piece in stream:

@@ -1,13 +1,18 @@
 """The stream of a talk on a small network: what is heard, concluded, asked, warned of and shown."""
 
 import re
+import subprocess
+import sys
 from xml.etree import ElementTree
 
 import pytest
 from causal_networks import write_network
 
-from medical_qwen.causal import CausalStream, Evidence, Network, infer
+import inference
+from medical_qwen.causal import CausalStream, Evidence, Network, in_words, infer
 from medical_qwen.causal.panel import bar_chart, causal_graph, panel
+from medical_qwen.evidence import asked
+from medical_qwen.generation import Answer, Sampling
 
 TABLES = {
     "diseases.csv": [
@@ -128,10 +133,12 @@ def test_the_evidence_says_causes_reasons_gaps_and_that_it_is_no_diagnosis(netwo
     assert "发热 (3天)" in text and "咳嗽 (重)" in text
     assert "接着问：" in text and "最有用的检查：胸片有阴影" in text
     assert "没有读懂：医生您好" in text and "网络只有 3 种病" in text and "不是诊断" in text
-    stream.language = "en"
-    english = stream.evidence()
-    assert "1. pneumonia" in english and "not a diagnosis" in english
-    assert not re.search(r"[\u4e00-\u9fff]", english.replace("医生您好", ""))
+    english = CausalStream(network)  # answers in the language of the first turn
+    english.hear("I have a fever and a cough, and smoking is a habit. no runny nose.")
+    assert english.state.evidence.present == {"fever", "cough", "smoking"}
+    assert "1. pneumonia" in english.evidence() and "not a diagnosis" in english.evidence()
+    assert not re.search(r"[\u4e00-\u9fff]", english.evidence())
+    assert "可能的原因" in "\n".join(in_words(network, english.state, "zh"))
 
 
 def test_before_anything_is_said_there_is_nothing_to_show(network):
@@ -171,3 +178,47 @@ def test_wrong_arguments_are_refused(network):
         CausalStream(network, language="fr")
     with pytest.raises(ValueError, match="answer_to: expected an id of the network, got 'itch'"):
         CausalStream(network).hear("有", answer_to="itch")
+
+
+def test_the_chat_shows_what_the_network_makes_of_it(root, network, tiny_model, tmp_path):
+    """Through a pipe: causes after the first turn, a bare answer understood, the urgent notice before the answer."""
+    folder = write_network(tmp_path / "net", TABLES)
+    flags = ["--base_model", tiny_model, "--interactive", "--only_cpu", "--max_new_tokens", "4", "--causal", folder]
+    turns = "".join(f"{line}\n" for line in ("我胸痛", "没有", "出汗了", "clear", "我咳嗽"))
+    done = subprocess.run(
+        [sys.executable, root / "inference.py", *flags], input=turns.encode(), capture_output=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    before, first, second, third, last = done.stdout.decode().split("Assistant: ")
+    assert "心肌梗死" not in before and "1. 心肌梗死" in first and "接着问：发烧吗？" in first
+    assert "没有：发热" in second
+    assert second.rstrip().endswith("⚠ 胸痛伴出汗：立即拨打120")  # before the answer to the third turn
+    assert "紧急：胸痛伴出汗" in third and "有：咳嗽" in last and "胸痛" not in last
+
+
+def test_the_model_sees_the_findings_and_the_history_keeps_the_words_of_the_patient(network):
+    class Listener:
+        """An engine that notes what it is asked."""
+
+        def stream(self, request, sampling):
+            self.asked = request.messages
+            return self
+
+        def __iter__(self):
+            return iter(())
+
+        def close(self) -> None:
+            self.answer = Answer("多休息", finish_reason="stop", truncated=False, prompt_tokens=1, completion_tokens=1)
+
+    causal, engine, history = CausalStream(network), Listener(), []
+    inference.reply(engine, history, "我咳嗽", Sampling(), 0, inference.listen(causal, "我咳嗽"))
+    assert "> 1. 普通感冒" in engine.asked[-1]["content"] and asked(engine.asked[-1]["content"]) == "我咳嗽"
+    assert [turn["content"] for turn in history] == ["我咳嗽", "多休息"]
+
+
+def test_the_flag_needs_a_chat_and_is_off_by_default(capsys):
+    with pytest.raises(SystemExit):
+        inference.parse_args(["--base_model", "m", "--data_file", "f", "--causal"])
+    assert "--causal listens to a chat" in capsys.readouterr().err
+    assert inference.parse_args(["--base_model", "m", "--interactive"]).causal is None
+    assert inference.parse_args(["--base_model", "m", "--interactive", "--causal"]).causal == "data/causal"

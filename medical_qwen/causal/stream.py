@@ -40,21 +40,27 @@ class CausalStream:
     """Listens to one patient.
 
     A statement overrides what was said of the same finding before. What relatives have is read, and not taken for the
-    patient's own.
+    patient's own. `language`, zh or en, is that of the words that come back; by default that of the first turn.
     """
 
-    def __init__(self, network: Network, language: str = "zh") -> None:
-        if language not in ("zh", "en"):
+    def __init__(self, network: Network, language: str | None = None) -> None:
+        if language not in (None, "zh", "en"):
             raise ValueError(f"language: expected zh or en, got {language!r}")
-        self.network, self.language = network, language
+        self.network, self._language = network, language
         self.states: list[State] = []  # one a turn
         self._extractor = Extractor(network)
         self._growing = ""  # the turn that is not finished yet
         self._open = False
 
     @classmethod
-    def load(cls, folder: str | Path, language: str = "zh") -> "CausalStream":
+    def load(cls, folder: str | Path, language: str | None = None) -> "CausalStream":
         return cls(Network.load(folder), language)
+
+    @property
+    def language(self) -> str:
+        said = self.states[0].text if self.states else ""
+        english = re.search(r"[a-z]", said, re.IGNORECASE) and not re.search(r"[\u4e00-\u9fff]", said)
+        return self._language or ("en" if english else "zh")
 
     @property
     def state(self) -> State | None:
