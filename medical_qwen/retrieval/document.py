@@ -73,15 +73,16 @@ def from_lines(lines: Iterable[tuple[str, int | None]], notes: Iterable[str] = (
 
     for line, number in lines:
         fenced ^= bool(FENCE.match(line))
-        found = None if fenced else heading(line.strip())
+        content = line.strip()
+        found = None if fenced else heading(content)
         if number != page or (found and body):
             close()
             page = number
         if found:
             level, title = found
             titles = {above: name for above, name in titles.items() if above < level} | {level: title}
-        said |= bool(line.strip())
-        body |= bool(line.strip()) and (not found or found[1] not in line.strip(" #【】"))
+        said |= bool(content)
+        body |= bool(content) if not found else bool(LABEL.match(content) and LABEL.sub("", content))
         parts.append(line + "\n")
         position += len(line) + 1
     close()

@@ -20,7 +20,7 @@ from medical_qwen.retrieval.chunks import Passage, count_tokens, passages
 from medical_qwen.retrieval.document import Document, Unreadable
 from medical_qwen.retrieval.encoder import Encoder, Reranker
 from medical_qwen.retrieval.readers import fingerprint, read_document
-from medical_qwen.retrieval.search import Hit, Searcher, build_words
+from medical_qwen.retrieval.search import Hit, Searcher, folder, prepare
 from medical_qwen.retrieval.store import ROW, WORD, Appender, Content, State, Store
 from medical_qwen.retrieval.words import words
 
@@ -284,11 +284,11 @@ class Index:
         if len(self) * 2 < self.state.rows:
             self.state = self.store.compact(self.state)
         self.state.update += 1
-        build_words(self.store, self.state)
+        prepare(self.store, self.state, before)
         self.store.write("index.json", self.state)
         (self.store.directory / "progress.json").unlink()
-        keep = {state.data for state in (before, self.state) if state}
-        self.store.sweep(keep | {f"words-{state.update}" for state in (before, self.state) if state})
+        states = [state for state in (before, self.state) if state]
+        self.store.sweep({state.data for state in states} | {folder(self.store, state).name for state in states})
 
 
 def find(path: Path) -> list[Path]:

@@ -181,11 +181,12 @@ def read_text(path: Path) -> Document:
 
 def read_html(text: str) -> Document:
     """What a reader of the page sees; h1 to h6 are headings."""
-    soup = needed("bs4", "beautifulsoup4").BeautifulSoup(text, "lxml")
+    bs4 = needed("bs4", "beautifulsoup4")
+    soup = bs4.BeautifulSoup(text, "lxml")
     for tag in soup(["script", "style", "noscript", "template", "svg", "head"]):
         tag.decompose()
     for string in soup.find_all(string=True):
-        if not string.find_parent("pre"):
+        if type(string) is bs4.NavigableString and not string.find_parent("pre"):  # a comment is one of another type
             string.replace_with(re.sub(r"\s+", " ", string))
     for tag in soup.find_all(re.compile(r"^h[1-6]$")):
         tag.replace_with(f"\n\n{'#' * int(tag.name[1])} {tag.get_text(' ', strip=True)}\n\n")

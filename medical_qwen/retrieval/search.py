@@ -7,18 +7,23 @@ of 1 / (60 + rank), so that scores of different kinds need no common scale.
 import bisect
 import json
 import logging
+import shutil
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from medical_qwen.retrieval.chunks import Passage
 from medical_qwen.retrieval.encoder import Encoder, Reranker
 from medical_qwen.retrieval.store import ROW, WORD, State, Store
+from medical_qwen.retrieval.vectors import Nearest, best, build_cells
 from medical_qwen.retrieval.words import words
 
 FUSION = 60.0
 DEPTH = 100  # passages of each ranking that take part
 RERANKED = 30  # passages that a cross-encoder reads
+VECTOR = np.dtype("<f4")
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,7 @@ class Hit:
     relevance: float | None = None  # of the cross-encoder; None without one
 
 
-def bm25s():
+def bm25s() -> Any:
     try:
         import bm25s as library
     except ImportError as error:
@@ -41,17 +46,29 @@ def bm25s():
     return library
 
 
-def build_words(store: Store, state: State) -> None:
-    """The BM25 index over the living rows, from their words."""
+def folder(store: Store, state: State) -> Path:
+    """Where the search files of an update lie."""
+    return store.directory / f"search-{state.update}"
+
+
+def prepare(store: Store, state: State, before: State | None) -> None:
+    """Make the search files of an update: BM25 over the words of the living rows, and cells of many vectors."""
+    target = folder(store, state)
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir()
     living = np.flatnonzero(state.alive())
     ends = np.concatenate([[0], store.array(state, "rows.bin", ROW)["words"]])
     numbers = store.array(state, "words.bin", WORD)
-    index = bm25s().BM25()
     if len(living):
         rows = [numbers[ends[row] : ends[row + 1]].tolist() for row in living]
+        index = bm25s().BM25()
         index.index((rows, store.vocabulary(state)), create_empty_token=False, show_progress=False)
         index.vocab_dict = {}  # the vocabulary has a log of its own
-        index.save(store.directory / f"words-{state.update}", show_progress=False)
+        index.save(target, show_progress=False)
+    if state.settings["embedding"]:
+        vectors = store.array(state, "vectors.bin", VECTOR, state.settings["embedding"]["dimension"])
+        grown = before is not None and before.data == state.data
+        build_cells(vectors, target, folder(store, before) if grown else None)
 
 
 class Searcher:
@@ -59,17 +76,18 @@ class Searcher:
 
     def __init__(self, store: Store, state: State, encoder: Encoder | None, reranker: Reranker | None) -> None:
         self.encoder, self.reranker = encoder, reranker
-        self.living = np.flatnonzero(state.alive())
+        alive = state.alive()
+        self.living = np.flatnonzero(alive)
         self.ends = store.array(state, "rows.bin", ROW)["text"]
         self.text = store.array(state, "passages.jsonl", np.dtype("u1"))
         self.contents = sorted((content.first, key) for key, content in state.contents.items() if not content.problem)
         self.names = {key: name for _, (name, key) in sorted(state.files.items(), reverse=True)}
         self.vocabulary = store.vocabulary(state)
         if len(self.living):
-            folder = store.directory / f"words-{state.update}"
-            self.index = bm25s().BM25.load(folder, mmap=True, load_vocab=False, show_progress=False)
+            self.index = bm25s().BM25.load(folder(store, state), mmap=True, load_vocab=False, show_progress=False)
         if encoder:
-            self.vectors = store.array(state, "vectors.bin", np.dtype("<f4"), encoder.dimension)
+            vectors = store.array(state, "vectors.bin", VECTOR, encoder.dimension)
+            self.nearest = Nearest(vectors, alive, folder(store, state))
 
     def search(self, query: str, k: int) -> list[Hit]:
         """The k best passages for the question, best first."""
@@ -77,35 +95,21 @@ class Searcher:
             return []
         depth = max(DEPTH, k)
         by_words = self.by_words(query)
-        rankings = [best(by_words, depth, above=0.0)]
-        by_meaning = None
-        if self.encoder:
-            by_meaning = self.by_meaning(query)
-            rankings.append(best(by_meaning, depth, above=-np.inf))
-        fused: dict[int, float] = {}
-        for ranking in rankings:
-            for rank, found in enumerate(ranking.tolist(), 1):
-                fused[found] = fused.get(found, 0.0) + 1 / (FUSION + rank)
-        order = sorted(fused, key=lambda found: (-fused[found], found))[: max(k, RERANKED if self.reranker else 0)]
-        hits = [
-            Hit(
-                self.passage(int(self.living[found])),
-                fused[found],
-                float(by_words[found]),
-                None if by_meaning is None else float(by_meaning[found]),
-            )
-            for found in order
-        ]
+        rankings = [self.living[best(by_words, depth, above=0.0)]]
+        vector = self.encoder.encode_query(query) if self.encoder else None
+        if vector is not None:
+            rankings.append(self.nearest.rows(vector, depth))
+        fused = fuse(rankings)[: max(k, RERANKED if self.reranker else 0)]
+        hits = []
+        for row, score in fused:
+            cosine = None if vector is None else float(self.nearest.vectors[row] @ vector)
+            hits.append(Hit(self.passage(row), score, float(by_words[np.searchsorted(self.living, row)]), cosine))
         return (self.reranked(query, hits) if self.reranker else hits)[:k]
 
     def by_words(self, query: str) -> np.ndarray:
         """BM25 of every living passage: (living,)."""
         numbers = [self.vocabulary[word] for word in words(query) if word in self.vocabulary]
         return self.index.get_scores_from_ids(numbers)
-
-    def by_meaning(self, query: str) -> np.ndarray:
-        """Cosine of every living passage with the question: (living,)."""
-        return (self.vectors @ self.encoder.encode_query(query))[self.living]
 
     def reranked(self, query: str, hits: list[Hit]) -> list[Hit]:
         scores = self.reranker.score(query, [hit.passage.indexed for hit in hits])
@@ -119,8 +123,10 @@ class Searcher:
         return Passage(file=self.names[content], **json.loads(self.text[start:end].tobytes()))
 
 
-def best(scores: np.ndarray, depth: int, above: float) -> np.ndarray:
-    """Places of the `depth` highest scores above a bound, highest first; of equal ones the earlier first."""
-    chosen = np.argpartition(-scores, depth - 1)[:depth] if len(scores) > depth else np.arange(len(scores))
-    chosen = chosen[scores[chosen] > above]
-    return chosen[np.lexsort((chosen, -scores[chosen]))]
+def fuse(rankings: list[np.ndarray]) -> list[tuple[int, float]]:
+    """(row, score) by reciprocal rank fusion, best first; of equal ones the earlier row first."""
+    scores: dict[int, float] = {}
+    for ranking in rankings:
+        for rank, row in enumerate(ranking.tolist(), 1):
+            scores[row] = scores.get(row, 0.0) + 1 / (FUSION + rank)
+    return sorted(scores.items(), key=lambda item: (-item[1], item[0]))

@@ -5,7 +5,7 @@
       progress.json     what the writer has so far; replaced after every few batches of an update
       lock              held by the one process that writes
       data-1/           passages.jsonl  rows.bin  words.bin  vocabulary.txt  vectors.bin: row n of each is passage n
-      words-7/          the BM25 index of update 7, made anew from the words
+      search-7/         the BM25 index of update 7, made anew from the words; cells of the vectors if there are many
 
 A killed writer leaves logs that are longer than progress.json says; the next one cuts them and goes on. Readers never
 see that: their rows lie before, and their index.json still stands. Nothing here is a pickle, so an index from somebody
@@ -150,9 +150,9 @@ class Store:
         return fresh
 
     def sweep(self, keep: set[str]) -> None:
-        """Remove data and word folders that no state uses any more."""
+        """Remove data and search folders that no state uses any more."""
         for folder in self.directory.glob("*-*"):
-            if folder.is_dir() and folder.name.split("-")[0] in ("data", "words") and folder.name not in keep:
+            if folder.is_dir() and folder.name.split("-")[0] in ("data", "search") and folder.name not in keep:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
