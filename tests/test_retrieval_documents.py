@@ -61,6 +61,16 @@ def test_pdf_pages_headings_and_lines_that_go_on(tmp_path):
     ]
 
 
+def test_running_titles_leaders_and_comments_of_a_pdf(tmp_path):
+    pages = [["高血压防治手册", f"第{page}次随访正常。", "# 不是标题", f"{page}"] for page in range(1, 9)]
+    pages[0][1] = "第一章 总论 . . . . . . . . . 12"
+    path = write_pdf(tmp_path / "a.pdf", pages)
+    texts = [passage.text for passage in found(path)]
+    assert texts[0] == "第一章 总论 … 12\n# 不是标题"
+    assert texts[1:] == [f"第{page}次随访正常。\n# 不是标题" for page in range(2, 9)]
+    assert [passage.heading for passage in found(path)][1:] == [found(path)[0].heading] * 7
+
+
 def test_a_pdf_of_500_pages(tmp_path):
     path = write_pdf(tmp_path / "long.pdf", [[f"第{page}页的血压记录正常。"] for page in range(1, 501)])
     result = found(path)
@@ -74,10 +84,10 @@ def test_scanned_pages_are_named(tmp_path):
     picture = tmp_path / "scan.png"
     Image.new("RGB", (8, 8), "white").save(picture)
     mixed = write_pdf(tmp_path / "mixed.pdf", [["第一页有文字。"], None, [], None], picture=picture)
-    assert read_document(mixed).notes == ["2 scanned without a text layer: run OCR first (page 2, 4)"]
+    assert read_document(mixed).notes == ["2 scanned or a picture, without a text layer: run OCR first (page 2, 4)"]
     assert [passage.text for passage in found(mixed)] == ["第一页有文字。"]
     scanned = write_pdf(tmp_path / "scanned.pdf", [None], picture=picture)
-    with pytest.raises(Unreadable, match=r"^1 scanned without a text layer: run OCR first \(page 1\)$"):
+    with pytest.raises(Unreadable, match=r"^1 scanned or a picture, without a text layer: .* \(page 1\)$"):
         read_document(scanned)
 
 

@@ -9,7 +9,7 @@ from medical_qwen.retrieval.document import Document, Section
 # Ends of sentences, with the closing quotes and brackets behind them; a full stop only before a blank.
 SENTENCE_END = re.compile(r"[。！？!?；;…]+[”’」』）)】\"']*|\.(?=\s)|\n+")
 CLAUSE_END = re.compile(r"[，,、：:\s]")
-TOKEN = re.compile(r"[a-z]+|\d+|[^\W\d_a-z]|[^\w\s]", re.IGNORECASE)
+TOKEN = re.compile(r"[A-Za-z]+|\d+|\S")
 WINDOW = 8  # characters a token that are looked at when one sentence is longer than a passage
 
 Count = Callable[[list[str]], list[int]]  # tokens of each text

@@ -6,6 +6,7 @@ never runs over a page, and its place can be cited. `text[start:end]` is the pas
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -23,6 +24,7 @@ HEADINGS = tuple(
 )
 MARKED = re.compile(r"(#{1,6})\s+(\S.*?)\s*#*")
 LABEL = re.compile(r"【([^【】]{1,20})】")  # as in a package leaflet, where the text may follow on the same line
+LEADERS = re.compile(r"\s*(?:[.．·…‥] ?){5,}")  # of a table of contents
 FENCE = re.compile(r"\s*(```|~~~)")
 # Control characters, surrogates and noncharacters: none of them is text, and some cannot be written as UTF-8.
 NO_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\ufffe\uffff\ud800-\udfff]")
@@ -56,8 +58,8 @@ def clean(text: str) -> str:
     return NO_TEXT.sub("", text.replace("\r\n", "\n").replace("\r", "\n").replace("\u2029", "\n").replace("\xa0", " "))
 
 
-def from_lines(lines: Iterable[tuple[str, int | None]], notes: Iterable[str] = ()) -> Document:
-    """A document from (line, page) pairs. Headings: Markdown's `#`, 第一章, 一、, （一）, 1.2 and 【…】."""
+def from_lines(lines: Iterable[tuple[str, int | None]], notes: Iterable[str] = (), marked: bool = True) -> Document:
+    """A document from (line, page) pairs. Headings: 第一章, 一、, （一）, 1.2, 【…】; if `marked`, also `# …`."""
     parts: list[str] = []
     sections: list[Section] = []
     titles: dict[int, str] = {}
@@ -74,7 +76,7 @@ def from_lines(lines: Iterable[tuple[str, int | None]], notes: Iterable[str] = (
     for line, number in lines:
         fenced ^= bool(FENCE.match(line))
         content = line.strip()
-        found = None if fenced else heading(content)
+        found = None if fenced or (not marked and content.startswith("#")) else heading(content)
         if number != page or (found and body):
             close()
             page = number
@@ -113,10 +115,14 @@ def heading(line: str) -> tuple[int, str] | None:
     return None
 
 
-def reflow(page: str) -> list[str]:
-    """The lines of a page's layout as paragraphs: a full line that stops within a sentence goes on in the next one."""
-    lines = [line.strip() for line in clean(page).split("\n")]
-    full = 0.75 * max(map(width, lines), default=0)
+def page_lines(page: str) -> list[str]:
+    """The lines of a page's layout."""
+    return [LEADERS.sub(" … ", line).strip() for line in clean(page).split("\n")]
+
+
+def reflow(lines: list[str]) -> list[str]:
+    """Lines of a layout as paragraphs: a full line that stops within a sentence goes on in the next one."""
+    full = max(30, 0.75 * max(map(width, lines), default=0))
     joined: list[str] = []
     going_on = False
     for line in lines:
@@ -133,6 +139,25 @@ def reflow(page: str) -> list[str]:
             bool(line) and width(line) >= full and not re.search(r"[。！？!?；;：:.]$", line) and not heading(line)
         )
     return joined
+
+
+def without_running_titles(pages: dict[int, list[str]]) -> dict[int, list[str]]:
+    """Pages without a first or last line that many share but for its number, and that is no sentence."""
+    edges = Counter(edge for lines in pages.values() if len(lines) > 2 for edge in {bare(lines[0]), bare(lines[-1])})
+    running = {edge for edge, number in edges.items() if number > max(3, 0.3 * len(pages))}
+    return {
+        page: [
+            line
+            for i, line in enumerate(lines)
+            if len(lines) < 3 or 0 < i < len(lines) - 1 or bare(line) not in running
+        ]
+        for page, lines in pages.items()
+    }
+
+
+def bare(line: str) -> str:
+    """A line without its page number; sentences stay as they are, so that each is one of its own."""
+    return line if re.search(r"[。！？；]", line) else re.sub(r"\b(\d+|[ivxlc]+)\b", "", line).strip()
 
 
 def width(line: str) -> int:

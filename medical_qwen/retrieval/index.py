@@ -10,7 +10,8 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 BATCH = 256  # passages embedded and written together; always the same ones, so that a killed run ends with equal bytes
 COMMIT_SECONDS = 5.0
+LINE = json.JSONEncoder(ensure_ascii=False).encode
 
 
 @dataclass
@@ -251,29 +253,30 @@ class Index:
     def _append(self, logs: Appender, vocabulary: dict[str, int], batch: list) -> None:
         """Write a batch to the logs, row by row the same in each."""
         found = [item for _, item in batch if isinstance(item, Passage)]
+        lines = [LINE({name: value for name, value in vars(passage).items() if name != "file"}) for passage in found]
+        lines = [f"{line}\n".encode() for line in lines]
+        known = len(vocabulary)
+        numbers = [[vocabulary.setdefault(word, len(vocabulary)) for word in words(p.indexed)] for p in found]
+        rows = np.zeros(len(found), ROW)
+        rows["text"] = np.cumsum([len(line) for line in lines]) + self.state.sizes["passages.jsonl"]
+        rows["words"] = np.cumsum([len(row) for row in numbers]) + self.state.sizes["words.bin"] // WORD.itemsize
+        first = self.state.rows
         if self.encoder and found:
             logs.append("vectors.bin", self.encoder.encode([passage.indexed for passage in found]).tobytes())
+        logs.append("passages.jsonl", b"".join(lines))
+        logs.append("words.bin", np.array(list(chain.from_iterable(numbers)), WORD).tobytes())
+        logs.append("vocabulary.txt", "".join(f"{word}\n" for word in islice(vocabulary, known, None)).encode())
+        logs.append("rows.bin", rows.tobytes())
         for key, item in batch:
             content = self.state.contents[key]
-            if isinstance(item, Document):
-                content.done, content.notes = True, item.notes
+            if isinstance(item, Passage):
                 if content.first == content.last:
-                    content.problem = "; ".join(item.notes) or "there is no text in it"
+                    content.first = content.last = first
+                first = content.last = content.last + 1
                 continue
-            numbers = []
-            for word in words(item.indexed):
-                if word not in vocabulary:
-                    vocabulary[word] = len(vocabulary)
-                    logs.append("vocabulary.txt", f"{word}\n".encode())
-                numbers.append(vocabulary[word])
+            content.done, content.notes = True, item.notes
             if content.first == content.last:
-                content.first = content.last = self.state.rows
-            logs.append("words.bin", np.array(numbers, WORD).tobytes())
-            line = {name: value for name, value in asdict(item).items() if name != "file"}
-            logs.append("passages.jsonl", (json.dumps(line, ensure_ascii=False) + "\n").encode())
-            ends = (self.state.sizes["passages.jsonl"], self.state.sizes["words.bin"] // WORD.itemsize)
-            logs.append("rows.bin", np.array([ends], ROW).tobytes())
-            content.last += 1
+                content.problem = "; ".join(item.notes) or "there is no text in it"
 
     def _publish(self, files: dict[str, list[str]]) -> None:
         """Let readers see it: contents without a file go, the word index is made, index.json is replaced."""

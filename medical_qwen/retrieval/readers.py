@@ -12,7 +12,16 @@ from typing import Any
 
 from medical_qwen.records.files import inspect, opened
 from medical_qwen.records.problems import BadRecord
-from medical_qwen.retrieval.document import Document, Unreadable, clean, from_lines, from_rows, reflow
+from medical_qwen.retrieval.document import (
+    Document,
+    Unreadable,
+    clean,
+    from_lines,
+    from_rows,
+    page_lines,
+    reflow,
+    without_running_titles,
+)
 
 HEAD = 1 << 16
 LARGEST = 1 << 31  # bytes that an Office file may unpack to
@@ -93,7 +102,7 @@ def read_pdf(path: Path) -> Document:
         if "password" in str(error).lower():
             raise Unreadable("an encrypted PDF: save a copy without a password") from error
         raise Unreadable(f"a damaged PDF ({error})") from error
-    lines: list[tuple[str, int | None]] = []
+    pages: dict[int, list[str]] = {}
     scanned, garbled, broken = [], [], []
     with pdf:
         for number in range(1, len(pdf) + 1):
@@ -105,19 +114,20 @@ def read_pdf(path: Path) -> Document:
             if text.strip() and len(ODD.findall(text)) > GARBLED * len(text.strip()):
                 garbled.append(number)
             elif text.strip():
-                lines += [(line, number) for line in reflow(text)]
+                pages[number] = page_lines(text)
             elif pictures:
                 scanned.append(number)
     notes = [
-        f"{len(pages)} {what} (page {', '.join(map(str, pages[:10]))}{', …' if len(pages) > 10 else ''})"
-        for pages, what in (
-            (scanned, "scanned without a text layer: run OCR first"),
+        f"{len(bad)} {what} (page {', '.join(map(str, bad[:10]))}{', …' if len(bad) > 10 else ''})"
+        for bad, what in (
+            (scanned, "scanned or a picture, without a text layer: run OCR first"),
             (garbled, "in fonts that do not say which characters they show"),
             (broken, "damaged"),
         )
-        if pages
+        if bad
     ]
-    return from_lines(lines, notes)
+    lines = ((line, page) for page, layout in without_running_titles(pages).items() for line in reflow(layout))
+    return from_lines(lines, notes, marked=False)
 
 
 def pdf_page(pdfium: Any, pdf: Any, index: int) -> tuple[str, bool]:

@@ -13,4 +13,4 @@ def words(text: str) -> list[str]:
     except ImportError as error:
         raise ImportError("search by words needs rjieba to cut Chinese: pip install rjieba==0.2.2") from error
     cut = rjieba.cut(unicodedata.normalize("NFKC", text).lower(), False)
-    return [word for word in cut if any(map(str.isalnum, word))]
+    return [word for word in cut if word.isalnum() or (len(word) > 1 and any(map(str.isalnum, word)))]
