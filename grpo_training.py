@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from trl import GRPOConfig, GRPOTrainer
 
 from medical_qwen.arguments import DataArguments, ModelArguments
-from medical_qwen.models import load_for_training, merged_directory, resolve, tokenizer_for_training
+from medical_qwen.models import load_for_training, resolve, tokenizer_for_training, whole_directory
 from medical_qwen.records import load_splits
 from medical_qwen.rendering import Renderer
 from medical_qwen.rewards import REWARDS, Reward, load_reward
@@ -155,8 +155,7 @@ def load_policy(
     base, lineage = model.name_or_path, resolve(args.model_name_or_path, args.adapter_name_or_path)
     if lineage.adapters and (config.use_vllm or (config.beta and not args.use_peft)):
         # vLLM, and TRL for the reference of full training, read a whole model from a directory.
-        model.name_or_path = model.config._name_or_path = merged_directory(lineage)
-        tokenizer.save_pretrained(model.name_or_path)
+        model.name_or_path = model.config._name_or_path = whole_directory(lineage, tokenizer)
     return model, adapter, base
 
 

@@ -5,10 +5,11 @@
         --use_peft True --learning_rate 1e-5 --max_completion_length 256 --output_dir outputs/ppo
 
     torchrun --nproc_per_node 2 ppo_training.py ...             # several GPUs
-    ... --deepspeed zero3.json --use_peft False                 # large models in full; with LoRA zero2.json
+    ... --deepspeed zero3.json                                  # large models, in full or with LoRA
     ... --load_in_bits 4                                        # QLoRA
     ... --reward_url http://127.0.0.1:9000/score                # the reward model lives elsewhere
     ... --target_kl 6                                           # steer the KL penalty
+    ... --use_vllm True --vllm_mode colocate                    # or server: answers by vLLM, as in grpo_training.py
 
 With LoRA policy, value model, reference and reward model share one frozen base (`medical_qwen/ppo`). The data are
 questions: conversations lend their turns before the last answer, with their whole history.
@@ -16,10 +17,9 @@ questions: conversations lend their turns before the last answer, with their who
 
 from datasets import Dataset, concatenate_datasets
 from transformers import set_seed
-from transformers.integrations import is_deepspeed_zero3_enabled
 
 from medical_qwen.arguments import DataArguments, ModelArguments
-from medical_qwen.models import tokenizer_for_training
+from medical_qwen.models import resolve, tokenizer_for_training, whole_directory
 from medical_qwen.ppo import PPOConfig, PPOTrainer, from_endpoint, load_ppo_model
 from medical_qwen.records import load_splits
 from medical_qwen.rendering import Renderer
@@ -33,11 +33,8 @@ def encode(row: dict, renderer: Renderer, max_length: int) -> dict:
 
 def main(argv: list[str] | None = None) -> dict:
     model_args, data_args, config = parse(ModelArguments, DataArguments, PPOConfig, argv=argv)
-    if model_args.use_peft and is_deepspeed_zero3_enabled():
-        raise ValueError(
-            "PPO with --use_peft under ZeRO-3 is not supported: its gradients were found to differ from those of DDP. "
-            "Use --deepspeed zero2.json, or train in full (--use_peft False)"
-        )
+    if config.use_vllm and (model_args.load_in_bits or model_args.use_dora):
+        raise ValueError("--use_vllm knows plain LoRA and full training: not --load_in_bits, not --use_dora")
     tokenizer = tokenizer_for_training(model_args, config.trust_remote_code)
     renderer = Renderer(tokenizer)
     splits = load_splits(data_args, "prompt", config.seed)
@@ -48,6 +45,9 @@ def main(argv: list[str] | None = None) -> dict:
 
     set_seed(config.seed)  # new adapters start from random numbers
     model = load_ppo_model(model_args, tokenizer, config.reward_model_path, config.trust_remote_code)
+    if config.use_vllm:
+        lineage = resolve(model_args.model_name_or_path, model_args.adapter_name_or_path)
+        model.language_model.name_or_path = whole_directory(lineage, tokenizer)
     trainer = PPOTrainer(
         model=model,
         args=config,

@@ -128,7 +128,7 @@ def load_with_head(
             f"{lineage.root}: a {type(model).__name__} has no linear `score` head to train as a reward model"
         )
     model.score = ScoreHead(fresh.in_features, fresh.out_features, bias=fresh.bias is not None, device="meta")
-    model.score.load_state_dict(fresh.state_dict(), assign=True)
+    model.score.weight, model.score.bias = fresh.weight, fresh.bias
     return model, adapter
 
 

@@ -6,11 +6,13 @@ root's weights in memory: a stage that starts from an adapter trains a *new* ada
 switched off" is exactly the checkpoint that the stage started from (the reference model of DPO and PPO).
 """
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +20,7 @@ import torch
 from accelerate import PartialState
 from huggingface_hub import snapshot_download
 from peft import LoraConfig, PeftModel
+from peft.utils.integrations import gather_params_ctx
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -26,6 +29,8 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.integrations import deepspeed as deepspeed_integration
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from medical_qwen.arguments import ModelArguments
 from medical_qwen.rendering import check_tokenizer, set_template
@@ -119,7 +124,9 @@ def refuse_reward_model(path: str) -> None:
 
 def fingerprint(model: PreTrainedModel) -> str:
     """Short hash of a few embedding rows: the same for one base in any precision or quantisation, else different."""
-    rows = model.get_input_embeddings().weight[::997].detach().to(torch.bfloat16).view(torch.int16).cpu()
+    weight = model.get_input_embeddings().weight
+    with gather_params_ctx(weight, modifier_rank=None):  # under ZeRO-3 a rank holds nothing of it
+        rows = weight[::997].detach().to(torch.bfloat16).view(torch.int16).cpu()
     return hashlib.sha256(rows.numpy().tobytes()).hexdigest()[:16]
 
 
@@ -169,13 +176,14 @@ def load_base(
     Args:
         dtype: auto (bfloat16 on a GPU that has it, else float32) or a torch dtype's name.
         bits: 4 or 8 to quantise with bitsandbytes. Adapters below are merged in full precision first (a copy of the
-            merged weights in the cache folder), since merging into quantised weights loses precision.
+            merged weights in the cache folder), since merging into quantised weights loses precision; so they are
+            under ZeRO-3, where no rank holds a whole matrix to merge into.
         merge: False leaves the last adapter active and unmerged (as small as it was saved).
         kwargs: for `from_pretrained`.
     """
     for path in (lineage.root, *lineage.adapters):
         refuse_reward_model(path)
-    if bits and lineage.adapters:
+    if (bits or is_deepspeed_zero3_enabled()) and lineage.adapters:
         keep = 0 if merge else 1
         merged = lineage.adapters[: len(lineage.adapters) - keep]
         root = merged_directory(Lineage(lineage.root, merged), auto_class) if merged else lineage.root
@@ -200,8 +208,29 @@ def merged_directory(lineage: Lineage, auto_class: type = AutoModelForCausalLM) 
     with PartialState().main_process_first():
         if not target.is_dir():
             logger.info("merging %s into a copy of the base: %s", " + ".join(lineage.adapters), target)
-            save_atomically(load_base(lineage, auto_class=auto_class), target)
+            with undivided():
+                save_atomically(load_base(lineage, auto_class=auto_class), target)
     return str(target)
+
+
+def whole_directory(lineage: Lineage, tokenizer: PreTrainedTokenizerBase) -> str:
+    """A directory or hub id with the whole model and a tokenizer, for engines that read one themselves (vLLM)."""
+    if not lineage.adapters:
+        return lineage.root
+    folder = merged_directory(lineage)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@contextlib.contextmanager
+def undivided() -> Iterator[None]:
+    """Models that are loaded in here are whole on every rank, under ZeRO-3 too, which else divides them at once."""
+    before = deepspeed_integration._hf_deepspeed_config_weak_ref
+    deepspeed_integration.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed_integration._hf_deepspeed_config_weak_ref = before
 
 
 def cache_folder() -> Path:
@@ -221,7 +250,7 @@ def save_atomically(model: PreTrainedModel, target: Path, *others) -> None:
 def attach(model: PreTrainedModel, adapter: str, trainable: bool = False) -> PeftModel:
     """`model` with the adapter on it; the embeddings grow first if the adapter was trained with more tokens."""
     rows = read_summary(adapter).get("embedding_rows")
-    if rows and rows != model.get_input_embeddings().weight.shape[0]:
+    if rows and rows != model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(rows)
     expected = read_summary(adapter).get("base_fingerprint")
     if expected and not rows and expected != fingerprint(model):
@@ -308,7 +337,7 @@ def load_from_config(config_name: str, tokenizer: PreTrainedTokenizerBase, **kwa
 
 def fit_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Grow the embeddings when the tokenizer has more tokens than the model has rows. True if they grew."""
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = model.get_input_embeddings().num_embeddings  # not of its weight, which is empty under ZeRO-3
     if len(tokenizer) <= rows:
         return False
     logger.info("embeddings: %d rows -> %d, the size of the tokenizer", rows, len(tokenizer))

@@ -72,14 +72,15 @@ def kill_after_a_checkpoint(script: str, output: Path, arguments: list[str]) -> 
     assert not (output / "run_summary.json").exists()
 
 
-def two_ranks(stage: str, arguments: list[str]) -> None:
-    """A stage under torchrun on two gloo ranks, which have to end with the same weights."""
+def two_ranks(*runs: list[str], **environment: str) -> None:
+    """Runs [stage, *flags], one after another, on two gloo ranks, which have to end each with the same weights."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
-        [*command, "tests/same_weights.py", stage, *arguments, "--use_cpu", "True"],
+        [*command, "tests/ranks.py", json.dumps([[*words, "--use_cpu", "True"] for words in runs])],
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"} | environment,
         capture_output=True,
         text=True,
+        timeout=600,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr[-5000:]

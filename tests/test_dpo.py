@@ -264,11 +264,13 @@ def test_killed_and_resumed_equals_uninterrupted(tiny_model, data, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["dpo", "kto", "orpo"])
-def test_two_ranks_with_uneven_pairs(tiny_model, tmp_path, held_out, method):
+def test_two_ranks_with_uneven_pairs(tiny_model, tmp_path, held_out):
     data = write_rows(tmp_path / "pairs.jsonl", pairs(13))
-    more = ["--method", method, "--num_train_epochs", "2", "--per_device_train_batch_size", "2",
+    more = ["--num_train_epochs", "2", "--per_device_train_batch_size", "2",
             "--validation_file_dir", str(held_out[0]), *LORA]  # fmt: skip
-    two_ranks("dpo_training", flags(tiny_model, data, tmp_path / "out", *more))
-    summary = json.loads((tmp_path / "out" / "run_summary.json").read_text())
-    assert summary["world_size"] == 2 and summary["metrics"]["eval_rewards/margins"] > 0
+    methods = ("dpo", "kto", "orpo")
+    runs = [flags(tiny_model, data, tmp_path / method, "--method", method, *more) for method in methods]
+    two_ranks(*(["dpo_training", *run] for run in runs))
+    for method in methods:
+        summary = json.loads((tmp_path / method / "run_summary.json").read_text())
+        assert summary["world_size"] == 2 and summary["metrics"]["eval_rewards/margins"] > 0

@@ -311,6 +311,6 @@ def test_two_ranks_end_with_one_model(tiny_model, tmp_path, module):
     out = tmp_path / "out"
     more = ["--reward_module", f"{module}:share", "--max_steps", "3", "--per_device_train_batch_size", "4",
             "--num_generations", "4", "--max_completion_length", "8", "--use_peft", "True"]  # fmt: skip
-    two_ranks("grpo_training", flags(tiny_model, data, out, *more))
+    two_ranks(["grpo_training", *flags(tiny_model, data, out, *more)])
     summary = json.loads((out / "run_summary.json").read_text())
     assert summary["world_size"] == 2 and summary["steps"] == 3

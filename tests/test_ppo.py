@@ -1,5 +1,7 @@
 """PPO end to end on a tiny Llama that is made here: it learns, its roles are what they claim, it resumes exactly."""
 
+import importlib.util
+import inspect
 import json
 import os
 import random
@@ -17,6 +19,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
+from stage_runs import two_ranks
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
@@ -28,14 +31,17 @@ from transformers import (
     PreTrainedTokenizerFast,
     TrainerCallback,
 )
+from trl.generation.vllm_generation import VLLMGeneration
 
 import ppo_training
 from medical_qwen.arguments import ModelArguments
 from medical_qwen.models import load_base, resolve
 from medical_qwen.ppo import PPOConfig, PPOTrainer, from_endpoint, from_functions, load_ppo_model
 from medical_qwen.ppo import roles as ppo_roles
+from medical_qwen.ppo.config import VLLM
 from medical_qwen.ppo.loading import shared_roles
 from medical_qwen.ppo.rollout import Texts, write_answers
+from medical_qwen.ppo.vllm_rollout import policy_weights
 from medical_qwen.rendering import Renderer
 from medical_qwen.training import last_complete_checkpoint
 
@@ -818,98 +824,102 @@ def test_script_killed_and_resumed_equals_uninterrupted(world, tmp_path):
     torch.testing.assert_close(load_file(killed / "adapter_model.safetensors"), whole, rtol=0, atol=1e-7)
 
 
-RANK = """
-import sys, torch
-from zlib import crc32
-
-sys.path.insert(0, {root!r})
-import ppo_training
-
-load, finish = ppo_training.load_ppo_model, ppo_training.finish
-
-def same_start(*args):
-    model = load(*args)  # DeepSpeed draws random numbers while it loads
-    for name, parameter in model.named_parameters():
-        if "lora_A.default" in name:
-            parameter.data.normal_(std=0.1, generator=torch.Generator().manual_seed(crc32(name.encode())))
-    return model
-
-def dump(trainer, **kwargs):
-    summary = finish(trainer, **kwargs)
-    parameters = {{name: p.detach() for name, p in trainer.model.named_parameters() if p.requires_grad}}
-    torch.save(parameters, f"{out}/rank{{trainer.args.process_index}}.pt")
-    return summary
-
-ppo_training.load_ppo_model, ppo_training.finish = same_start, dump
-ppo_training.main(sys.argv[1:])
-"""
+def ppo_run(world, data: Path, output: Path, *more: str) -> list[str]:
+    return ["ppo_training", *script_flags(world, data, output, *more)]
 
 
-def on_two_ranks(world, tmp_path: Path, prompts: int, *more: str) -> Path:
-    """The script under torchrun on two gloo ranks, which then write down the weights they ended with."""
-    data, out = write_prompts(tmp_path / "train.jsonl", prompts), tmp_path / "out"
-    script = tmp_path / "rank.py"
-    script.write_text(RANK.format(root=str(ROOT), out=tmp_path))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    done = subprocess.run(
-        [*launch, *script_flags(world, data, out, *more)],
-        cwd=ROOT,
-        env=os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-5000:]
-    return out
-
-
-@pytest.mark.parametrize("checkpointing", ["True", "False"])
-def test_two_ranks_end_with_the_same_weights(world, tmp_path, checkpointing):
+def test_two_ranks_end_with_the_same_weights(world, tmp_path):
     """13 prompts on 2 x 4 places per rollout, 7 held out of which one rank has fewer: nobody waits for anybody."""
-    more = ["--max_steps", "3", "--num_mini_batches", "1", "--gradient_checkpointing", checkpointing]
-    out = on_two_ranks(world, tmp_path, 20, *more, "--validation_split_ratio", "0.35")
-    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
-    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    data = write_prompts(tmp_path / "train.jsonl", 20)
+    more = ["--max_steps", "3", "--num_mini_batches", "1", "--validation_split_ratio", "0.35"]
+    folders = {checkpointing: tmp_path / checkpointing for checkpointing in ("True", "False")}
+    two_ranks(*(ppo_run(world, data, out, *more, "--gradient_checkpointing", on) for on, out in folders.items()))
     start = role_model(world, "sft", "rm_sft", make_tokenizer())
-    moved = {name: (p - first[name]).abs().max() for name, p in start.trained("value").items()}
-    assert min(moved.values()) > 1e-4
-    assert all(tensor.abs().max() > 1e-4 for name, tensor in first.items() if "lora_B.default" in name)
-    summary = json.loads((out / "run_summary.json").read_text())
-    assert summary["world_size"] == 2 and summary["data"]["train"] == 13
+    for out in folders.values():
+        ended = torch.load(out / "trained.pt")
+        moved = {name: (p - ended[name]).abs().max() for name, p in start.trained("value").items()}
+        assert min(moved.values()) > 1e-4
+        assert all(tensor.abs().max() > 1e-4 for name, tensor in ended.items() if "lora_B.default" in name)
+        summary = json.loads((out / "run_summary.json").read_text())
+        assert summary["world_size"] == 2 and summary["data"]["train"] == 13
 
 
 def figures(out: Path) -> list[dict]:
     history = json.loads((out / "trainer_state.json").read_text())["log_history"]
-    names = ("reward", "kl", "policy_loss", "value_loss", "clip_fraction", "explained_variance")
+    names = ("reward", "kl", "policy_loss", "value_loss", "clip_fraction", "explained_variance", "grad_norm")
     return [{name: row[name] for name in names if name in row} for row in history if "policy_loss" in row]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("peft", ["True", "False"])
 def test_deepspeed_does_what_ddp_does_and_resumes(world, tmp_path, peft):
-    """ZeRO-2 and ZeRO-3 on two gloo ranks: the figures of DDP; after a resume, those of the uninterrupted run."""
+    """ZeRO-2 and ZeRO-3 on two gloo ranks: figures and weights of DDP; resumed, those of the uninterrupted run."""
+    data = write_prompts(tmp_path / "train.jsonl", 13)
     more = ["--use_peft", peft, "--max_steps", "6", "--learning_rate", "5e-4"]
-    if peft == "False":  # no adapter below: merging under ZeRO-3 is another story
-        more += ["--model_name_or_path", str(world["base"]), "--reward_model_path", str(world["whole"])]
-    expected = figures(on_two_ranks(world, tmp_path, 13, *more))
-    assert len(expected) == 6 and len(expected[2]) == 6
-    for stage in ("zero2", "zero3") if peft == "False" else ("zero2",):  # ZeRO-3 with LoRA is refused, see below
-        flags = [*more, "--deepspeed", f"{stage}.json", "--output_dir", str(tmp_path / stage), "--save_steps", "3"]
-        on_two_ranks(world, tmp_path, 13, *flags)
-        for mine, theirs in zip(figures(tmp_path / stage), expected, strict=True):
-            assert mine == pytest.approx(theirs, rel=2e-2, abs=2e-3)
-        whole = load_file(next((tmp_path / stage).glob("*model.safetensors")))
-        shutil.rmtree(tmp_path / stage / "checkpoint-6")
-        on_two_ranks(world, tmp_path, 13, *flags, "--resume_from_checkpoint", "True")
-        resumed = load_file(next((tmp_path / stage).glob("*model.safetensors")))
-        torch.testing.assert_close(resumed, whole, rtol=0, atol=1e-6)
-        load_base(resolve(str(tmp_path / stage)))
+    ddp, zero2, zero3 = folders = [tmp_path / name for name in ("ddp", "zero2", "zero3")]
+    plans = {out: ["--deepspeed", f"{out.name}.json", "--save_steps", "3"] for out in (zero2, zero3)}
+    two_ranks(*(ppo_run(world, data, out, *more, *plans.get(out, [])) for out in folders))
+    expected = figures(ddp)
+    assert len(expected) == 6 and len(expected[2]) == 7
+    whole = {out: weights_of(out) for out in folders}
+    for out in (zero2, zero3):
+        for mine, theirs in zip(figures(out), expected, strict=True):
+            assert mine == pytest.approx(theirs, rel=1e-3, abs=1e-4)
+        torch.testing.assert_close(whole[out], whole[ddp], rtol=0, atol=1e-4)
+        shutil.rmtree(out / "checkpoint-6")
+    resumed = ["--resume_from_checkpoint", "True"]
+    two_ranks(*(ppo_run(world, data, out, *more, *plans[out], *resumed) for out in (zero2, zero3)))
+    for out in (zero2, zero3):
+        assert json.loads((out / "run_summary.json").read_text())["resumed_from"]
+        torch.testing.assert_close(weights_of(out), whole[out], rtol=0, atol=1e-6)
+        load_base(resolve(str(out)))
 
 
-def test_lora_under_zero3_is_refused(world, tmp_path, monkeypatch):
-    """Measured: the policy's gradients under ZeRO-3 with LoRA are not those of DDP (those of full training are)."""
-    monkeypatch.setattr(ppo_training, "is_deepspeed_zero3_enabled", lambda: True)
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(next(folder.glob("*model.safetensors")))
+
+
+# --- vLLM ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("policy", "options"),
+    [
+        ("base", {}),
+        ("sft", {}),
+        ("base", {"lora_modules_to_save": ["lm_head"]}),
+        ("base", {"use_peft": False}),
+    ],
+)
+def test_vllm_gets_the_policy_as_inference_would_load_it(world, tokenizer, tmp_path, policy, options):
+    """Names and values, of stacked adapters too ("sft" is not under the reward model); the roles do not change."""
+    options = {"use_peft": True, "lora_r": 4, "dtype": "float32"} | options
+    model = load_ppo_model(
+        ModelArguments(model_name_or_path=str(world[policy]), **options), tokenizer, str(world["rm"])
+    )
+    generator = torch.Generator().manual_seed(9)
+    for parameter in model.trained("policy").values():
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    sent = {name: tensor.clone() for name, tensor in policy_weights(model)}
+    torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
+    PPOTrainer(model, make_args(tmp_path), make_prompts(tokenizer, 4), processing_class=tokenizer).save_model()
+    merged = load_base(resolve(str(tmp_path)))
+    torch.testing.assert_close(sent, {name: p.detach() for name, p in merged.named_parameters()})
+
+
+def test_vllm_takes_the_switches_of_grpo(world, tmp_path, monkeypatch):
+    assert set(VLLM) <= set(inspect.signature(VLLMGeneration).parameters)
+    if importlib.util.find_spec("vllm") is None:
+        with pytest.raises(ImportError, match=r"pip install vllm==0\.31\.0"):
+            make_args(tmp_path, use_vllm=True)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *more: find("json" if name == "vllm" else name, *more)
+    )
+    assert make_args(tmp_path, use_vllm=True, vllm_server_base_url="http://127.0.0.1:8000").vllm_mode == "colocate"
+    with pytest.raises(ValueError, match="vllm_mode: expected colocate or server, got 'remote'"):
+        make_args(tmp_path, use_vllm=True, vllm_mode="remote")
     data = write_prompts(tmp_path / "train.jsonl", 4)
-    with pytest.raises(ValueError, match=r"Use --deepspeed zero2\.json"):
-        ppo_training.main(script_flags(world, data, tmp_path / "out"))
+    with pytest.raises(ValueError, match=r"--use_vllm knows plain LoRA .* not --load_in_bits"):
+        ppo_training.main(script_flags(world, data, tmp_path / "out", "--use_vllm", "True", "--load_in_bits", "4"))

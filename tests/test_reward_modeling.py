@@ -294,7 +294,7 @@ def test_two_ranks_with_uneven_pairs(tiny_model, tmp_path, held_out):
     out = tmp_path / "out"
     more = ["--num_train_epochs", "1", "--per_device_train_batch_size", "2", "--validation_file_dir", str(held_out[0]),
             "--per_device_eval_batch_size", "2", "--use_peft", "True", "--learning_rate", "1e-2"]  # fmt: skip
-    two_ranks("reward_modeling", flags(tiny_model, data, out, *more))
+    two_ranks(["reward_modeling", *flags(tiny_model, data, out, *more)])
     metrics = json.loads((out / "run_summary.json").read_text())["metrics"]
     model, rows = RewardModel.load(str(out)), held_out[1]
     chosen, rejected = (model.score(conversations(rows, side)) for side in ("chosen", "rejected"))

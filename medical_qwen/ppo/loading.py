@@ -32,6 +32,7 @@ from medical_qwen.models import (
     read_summary,
     resolve,
     torch_dtype,
+    undivided,
 )
 from medical_qwen.ppo.roles import POLICY, REWARD, VALUE, PPOModel
 
@@ -81,7 +82,7 @@ class RewardCheckpoint:
         """`model` with this adapter, frozen, under the name "reward"."""
         base = model.get_base_model() if isinstance(model, PeftModel) else model
         expected, given = read_summary(self.path).get("base_fingerprint"), getattr(base, "base_fingerprint", None)
-        if expected and given and expected != given and not is_deepspeed_zero3_enabled():
+        if expected and given and expected != given:
             raise ValueError(
                 f"--reward_model_path: {self.path} is an adapter of another base than {model.name_or_path}"
             )
@@ -107,7 +108,8 @@ class RewardCheckpoint:
     def trunk(self, dtype: str) -> PreTrainedModel:
         """The reward model up to its last hidden states, as a model of its own, everything merged."""
         if self.below is not None:
-            return self.attach(load_base(self.below, dtype=dtype)).merge_and_unload().base_model
+            with undivided():
+                return self.attach(load_base(self.below, dtype=dtype)).merge_and_unload().base_model
         model = AutoModelForSequenceClassification.from_pretrained(self.path, dtype=torch_dtype(dtype))
         if not isinstance(getattr(model, "score", None), nn.Linear):
             raise ValueError(
