@@ -1,13 +1,28 @@
 """What can be asked of PPO: its own options beside those of `transformers.TrainingArguments`."""
 
-from dataclasses import dataclass, field
+import importlib.util
+from dataclasses import dataclass, field, fields, make_dataclass
 
 import torch
 from transformers import TrainingArguments
+from trl import GRPOConfig
+
+# GRPO's switches for vLLM that PPO has, too, each as `--vllm_NAME`
+VLLM = ("mode", "model_impl", "enable_sleep_mode", "server_base_url", "server_host", "server_port", "server_timeout",
+        "group_port", "gpu_memory_utilization", "max_model_length", "tensor_parallel_size")  # fmt: skip
+
+VLLMSwitches = make_dataclass(
+    "VLLMSwitches",
+    [
+        (switch.name, switch.type, field(default=switch.default, metadata=switch.metadata))
+        for switch in fields(GRPOConfig)
+        if switch.name == "use_vllm" or switch.name.removeprefix("vllm_") in VLLM
+    ],
+)
 
 
 @dataclass
-class PPOConfig(TrainingArguments):
+class PPOConfig(VLLMSwitches, TrainingArguments):
     """Options of `PPOTrainer`.
 
     In one rollout every rank answers `per_device_train_batch_size * gradient_accumulation_steps * num_mini_batches`
@@ -43,7 +58,6 @@ class PPOConfig(TrainingArguments):
         default=32,
         metadata={"help": "Answers generated at a time, per rank (judged: --per_device_eval_batch_size). Speed only."},
     )
-    use_vllm: bool = field(default=False, metadata={"help": "Not for PPO: its rollouts run on transformers."})
 
     num_ppo_epochs: int = field(default=4, metadata={"help": "Passes over each rollout."})
     num_mini_batches: int = field(default=1, metadata={"help": "Optimizer steps per pass over a rollout."})
@@ -112,11 +126,10 @@ class PPOConfig(TrainingArguments):
             )
         if self.reward_model_path and self.reward_url:
             raise ValueError("--reward_model_path and --reward_url are both given: choose one")
-        if self.use_vllm:
-            raise ValueError(
-                "--use_vllm: PPO writes its answers with transformers; TRL's vLLM engine merges the policy into the "
-                "base that the other roles share. GRPO (grpo_training.py) has it"
-            )
+        if self.vllm_mode not in ("colocate", "server"):
+            raise ValueError(f"--vllm_mode: expected colocate or server, got {self.vllm_mode!r}")
+        if self.use_vllm and importlib.util.find_spec("vllm") is None:
+            raise ImportError("--use_vllm: the package vllm is missing: pip install vllm==0.31.0")
         if self.fsdp:
             raise ValueError("PPO runs under DDP or DeepSpeed (--deepspeed zero2.json / zero3.json), not under --fsdp")
         if self.auto_find_batch_size:

@@ -49,6 +49,11 @@ class Experience:
         self.tokenizer, self.pad_id = tokenizer, tokenizer.pad_token_id
         self.stop_ids = Renderer(tokenizer).stop_token_ids
         self._reward_renderer = Renderer(model.reward_tokenizer) if model.reward_tokenizer else None
+        self._engine = None
+        if config.use_vllm:
+            from medical_qwen.ppo.vllm_rollout import Engine
+
+            self._engine = Engine(model, config, tokenizer, accelerator, self.stop_ids)
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Over the ranks."""
@@ -141,6 +146,8 @@ class Experience:
             yield self.model
 
     def _answers(self, rows: list[Row], *key: int) -> Texts:
+        if self._engine is not None:
+            return self._engine.write_answers([row["prompt_ids"] for row in rows])
         with self._listening("policy") as model, seeded(self.accelerator.device, *key):
             return write_answers(
                 model.language_model,
