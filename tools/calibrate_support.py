@@ -1,0 +1,116 @@
+"""Where do passages stop supporting an answer? Measured on questions whose gold passages are known.
+
+    python tools/calibrate_support.py --corpus data/rag/documents --questions data/rag/questions.jsonl \\
+        --embedding_model BAAI/bge-small-zh-v1.5
+    python tools/calibrate_support.py ... --base_model outputs/sft      # the model's rewriting of follow-up questions too
+
+prints how often a gold passage is among the first k, for follow-up questions by each way to search them, and how well the
+support of the best passage tells questions that the documents answer from those that they do not. The threshold with the
+best balanced accuracy is what `--min_support` of chatpdf.py should be for documents and an embedding model like these.
+"""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from medical_qwen.grounding import first_ranks, recall
+from medical_qwen.records import stream
+from medical_qwen.retrieval import Encoder, Index, Library
+
+DEPTHS = (1, 3, 5)
+
+
+def roc_auc(yes: np.ndarray, no: np.ndarray) -> float:
+    """Chance that a question with an answer has more support than one without."""
+    return float(np.mean((yes[:, None] > no) + 0.5 * (yes[:, None] == no)))
+
+
+def best_threshold(yes: np.ndarray, no: np.ndarray) -> tuple[float, float]:
+    """(threshold, balanced accuracy): the middle of the gap between two values that separates best."""
+    values = np.unique(np.concatenate([yes, no]))
+    middles = (values[1:] + values[:-1]) / 2
+    accuracies = [((yes >= at).mean() + (no < at).mean()) / 2 for at in middles]
+    best = np.flatnonzero(np.array(accuracies) == max(accuracies))
+    return float(middles[best[len(best) // 2]]), float(max(accuracies))
+
+
+def left_out(yes: np.ndarray, no: np.ndarray) -> float:
+    """Balanced accuracy on each question under the threshold that the others choose."""
+    right_yes = [one >= best_threshold(np.delete(yes, place), no)[0] for place, one in enumerate(yes)]
+    right_no = [one < best_threshold(yes, np.delete(no, place))[0] for place, one in enumerate(no)]
+    return float(np.mean(right_yes) + np.mean(right_no)) / 2
+
+
+class NoEngine:
+    """Stands where a model would; nothing asks it unless follow-up questions are rewritten."""
+
+    context_length = None
+
+
+def report(library: Library, rows: list[tuple[list[dict], list[dict]]]) -> None:
+    """Print what one index does on the questions: [(conversation, gold items)]."""
+    ways = {"question alone": lambda talk: talk[-1]["content"], "with the one before": library.query}
+    if not isinstance(library.engine, NoEngine):
+        rewriting = Library(library.index, library.engine, rewrite=True)
+        ways["rewritten by the model"] = rewriting.query
+    groups = {
+        "single": [row for row in rows if row[1] and len(row[0]) == 1],
+        "follow-up": [row for row in rows if row[1] and len(row[0]) > 1],
+    }
+    for group, some in groups.items():
+        for way, query in ways.items() if group == "follow-up" else [("question alone", library.query)]:
+            ranks = [
+                first_ranks(gold, [vars(hit.passage) for hit in library.index.search(query(talk), max(DEPTHS))])
+                for talk, gold in some
+            ]
+            shares = "  ".join(f"@{k} {np.mean([recall(one, k) for one in ranks]):.3f}" for k in DEPTHS)
+            print(f"  recall, {len(some)} {group} questions, {way}: {shares}")
+    support = []
+    for talk, _ in rows:
+        query = library.query(talk)
+        support.append(library.support(query, library.index.search(query, library.top_k)))
+    answerable = np.array([bool(gold) for _, gold in rows])
+    yes, no = np.array(support)[answerable], np.array(support)[~answerable]
+    threshold, accuracy = best_threshold(yes, no)
+    print(f"  support, {len(yes)} questions with an answer and {len(no)} without: ROC AUC {roc_auc(yes, no):.3f}")
+    for name, at in (("best", threshold), ("in use", library.min_support)):
+        print(
+            f"  threshold {at:.3f} ({name}): answers {np.mean(yes >= at):.3f} of the first, refuses {np.mean(no < at):.3f}"
+            f" of the others"
+        )
+    print(f"  balanced accuracy {accuracy:.3f}, {left_out(yes, no):.3f} on questions left out of the choice")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--corpus", nargs="+", required=True, help="files and folders")
+    add("--questions", required=True, help="conversations with `gold`, as data/rag/questions.jsonl has them")
+    add("--embedding_model", help="model of sentence-transformers; search by words is measured in any case")
+    add("--base_model", help="also let this model rewrite follow-up questions")
+    add("--top_k", type=int, default=4, help="passages of which the best one counts (default: %(default)s)")
+    args = parser.parse_args(argv)
+    rows = [(read.record["prompt"], read.row["gold"]) for read in stream(args.questions, "prompt")]
+    engine = NoEngine()
+    if args.base_model:
+        from medical_qwen.generation import Generator
+
+        engine = Generator.load(args.base_model)
+    encoders = [None, Encoder(args.embedding_model)] if args.embedding_model else [None]
+    for encoder in encoders:
+        with tempfile.TemporaryDirectory() as folder:
+            index = Index.build(Path(folder) / "index", args.corpus, encoder)
+            print(f"{len(index)} passages, {encoder.name if encoder else 'by words alone'}")
+            report(Library(index, engine, args.top_k), rows)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f"error: {error}")
