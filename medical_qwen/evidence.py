@@ -40,6 +40,8 @@ def with_documents(
 ) -> list[dict]:
     """A copy of the messages whose last question stands below the passages, numbered from 1, and the findings.
 
+    A second call adds to the first: findings may come from one place and passages from another.
+
     Args:
         documents: a text each, or {text, file?, page?, heading?}; more keys are ignored.
         findings: what a program concluded from the conversation, in words, as `causal` gives it.
@@ -53,19 +55,26 @@ def with_documents(
     last = max((place for place, message in enumerate(messages) if message["role"] == "user"), default=None)
     if last is None:
         raise ValueError("documents: expected a question of the user to put them before, got none")
-    parts = [f"{FINDINGS}\n{_quoted(findings)}"] if findings else []
+    told, question = _parts(messages[last]["content"])
+    if findings:
+        told.append(f"{FINDINGS}\n{_quoted(findings)}")
     if documents:
-        parts += [RULES, *(_entry(number, one) for number, one in enumerate(documents, 1))]
-    content = "\n\n".join([*parts, QUESTION + messages[last]["content"]])
-    messages[last] = {**messages[last], "content": content}
+        told += [RULES, *(_entry(number, one) for number, one in enumerate(documents, 1))]
+    messages[last] = {**messages[last], "content": "\n\n".join([*told, QUESTION + question])}
     return messages
 
 
 def asked(content: str) -> str:
     """The question of a turn that `with_documents` wrote; any other text as it is."""
+    return _parts(content)[1]
+
+
+def _parts(content: str) -> tuple[list[str], str]:
+    """What stands before the question of a turn, and the question."""
     if not content.startswith((RULES, FINDINGS)):
-        return content
-    return content.partition(f"\n\n{QUESTION}")[2]  # the first one: no line of a document starts like this
+        return [], content
+    told, _, question = content.partition(f"\n\n{QUESTION}")  # the first: no line of a document starts like this
+    return [told], question
 
 
 def label(document: Mapping) -> str:

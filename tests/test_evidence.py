@@ -39,6 +39,12 @@ def test_the_prompt_word_for_word():
     assert asked(messages[3]["content"]) == "150/95，怎么办？"
 
 
+def test_findings_and_passages_may_come_one_after_the_other():
+    once = with_documents(TALK, [GUIDE], "1. 高血压")
+    assert with_documents(with_documents(TALK, None, "1. 高血压"), [GUIDE]) == once
+    assert asked(once[-1]["content"]) == "150/95，怎么办？"
+
+
 def test_without_evidence_nothing_changes():
     assert with_documents(TALK, []) == with_documents(TALK, None) == TALK
     assert asked("问题：头晕\n\n问题：怎么办") == "问题：头晕\n\n问题：怎么办"

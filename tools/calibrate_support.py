@@ -2,11 +2,11 @@
 
     python tools/calibrate_support.py --corpus data/rag/documents --questions data/rag/questions.jsonl \\
         --embedding_model BAAI/bge-small-zh-v1.5
-    python tools/calibrate_support.py ... --base_model outputs/sft      # the model's rewriting of follow-up questions too
+    python tools/calibrate_support.py ... --base_model outputs/sft    # with follow-up questions rewritten by it, too
 
-prints how often a gold passage is among the first k, for follow-up questions by each way to search them, and how well the
-support of the best passage tells questions that the documents answer from those that they do not. The threshold with the
-best balanced accuracy is what `--min_support` of chatpdf.py should be for documents and an embedding model like these.
+prints how often a gold passage is among the first k, for follow-up questions by each way to search them, and how well
+the support of the best passage tells questions that the documents answer from others. The threshold with the best
+balanced accuracy is the `--min_support` for chatpdf.py with documents and an embedding model like these.
 """
 
 import argparse
@@ -77,10 +77,8 @@ def report(library: Library, rows: list[tuple[list[dict], list[dict]]]) -> None:
     threshold, accuracy = best_threshold(yes, no)
     print(f"  support, {len(yes)} questions with an answer and {len(no)} without: ROC AUC {roc_auc(yes, no):.3f}")
     for name, at in (("best", threshold), ("in use", library.min_support)):
-        print(
-            f"  threshold {at:.3f} ({name}): answers {np.mean(yes >= at):.3f} of the first, refuses {np.mean(no < at):.3f}"
-            f" of the others"
-        )
+        shares = f"{np.mean(yes >= at):.3f} of the first are answered, {np.mean(no < at):.3f} of the others refused"
+        print(f"  threshold {at:.3f} ({name}): {shares}")
     print(f"  balanced accuracy {accuracy:.3f}, {left_out(yes, no):.3f} on questions left out of the choice")
 
 

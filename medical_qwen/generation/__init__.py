@@ -11,13 +11,17 @@ from typing import TYPE_CHECKING
 from medical_qwen.generation.interface import Answer, Engine, Request, Sampling, Stream, plan_batches, summarize
 from medical_qwen.generation.job import Journal, answer_file, describe_files, read_questions
 from medical_qwen.generation.options import (
+    add_answer_arguments,
     add_engine_arguments,
+    check_answer_arguments,
     check_engine_arguments,
     describe_engine,
     load_engine,
+    sampling_of,
     select_gpus,
 )
 from medical_qwen.generation.server import Server
+from medical_qwen.generation.terminal import chat
 from medical_qwen.generation.text import split_thinking
 
 if TYPE_CHECKING:
@@ -32,14 +36,18 @@ __all__ = [
     "Sampling",
     "Server",
     "Stream",
+    "add_answer_arguments",
     "add_engine_arguments",
     "answer_file",
+    "chat",
+    "check_answer_arguments",
     "check_engine_arguments",
     "describe_engine",
     "describe_files",
     "load_engine",
     "plan_batches",
     "read_questions",
+    "sampling_of",
     "select_gpus",
     "split_thinking",
     "summarize",

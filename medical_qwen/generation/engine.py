@@ -76,6 +76,10 @@ class Generator:
         """Prompt lengths in tokens, after the oldest turns were dropped where needed: for `plan_batches`."""
         return [len(self._prompt(request, sampling).ids) for request in requests]
 
+    def fits(self, request: Request, sampling: Sampling) -> bool:
+        """Whether prompt and answer fit into the model's context with nothing left out."""
+        return not self._prompt(request, sampling).truncated
+
     def answer(
         self,
         requests: list[Request],

@@ -78,6 +78,10 @@ class Engine(Protocol):
         """
         ...
 
+    def fits(self, request: Request, sampling: Sampling) -> bool:
+        """Whether prompt and answer fit into the model's context with nothing left out; True where nobody says."""
+        ...
+
     def answer(
         self,
         requests: list[Request],

@@ -103,12 +103,14 @@ def answer_file(
     seed: int,
     system_prompt: str | None = None,
     job: dict,
+    details: Callable[[Engine, Request, Answer], dict] = lambda engine, request, answer: {},
 ) -> str:
     """Answer every row of a file; the output has the rows in their order, unchanged, with `prediction`.
 
     Args:
         load: makes the engine, after the files were found to be in order.
         job: what the answers depend on beyond these arguments (`describe_engine`); see `Journal`.
+        details: what else a row of the output tells about its answer.
 
     Returns: a summary in one line.
     """
@@ -119,9 +121,14 @@ def answer_file(
         raise ValueError(f"--output_file {output_file} is the --data_file: it would be overwritten")
     journal = Journal(output_file, job)
     try:
-        tokens, seconds = _answer(load(), requests, sampling, batch_size, journal)
+        engine = load()
+        tokens, seconds = _answer(engine, requests, sampling, batch_size, journal)
         answers = [journal.answers[i] for i in range(len(rows))]
-        _write(output_file, rows, [answer.text for answer in answers])
+        told = [
+            {"prediction": answer.text, **details(engine, request, answer)}
+            for request, answer in zip(requests, answers, strict=True)
+        ]
+        _write(output_file, [{**row, **more} for row, more in zip(rows, told, strict=True)])
         journal.close(keep=False)
     except KeyboardInterrupt:
         done = len(journal.answers)
@@ -215,13 +222,13 @@ def _read_records(path: Path) -> tuple[list[dict], list[tuple[list[dict], list[d
     return rows, conversations
 
 
-def _write(output_file: str | Path, rows: list[dict], predictions: list[str]) -> None:
+def _write(output_file: str | Path, rows: list[dict]) -> None:
     """JSONL in input order; the file appears whole or not at all."""
     target = Path(output_file)
     unfinished = target.with_name(f".{target.name}.unfinished")  # ours alone: the journal's lock is held
     with open(unfinished, "wb") as file:
-        for row, prediction in zip(rows, predictions, strict=True):
-            file.write(_line({**row, "prediction": prediction}))
+        for row in rows:
+            file.write(_line(row))
         file.flush()
         os.fsync(file.fileno())
     os.replace(unfinished, target)

@@ -1,4 +1,4 @@
-"""The flags that say who answers, the same ones for every front end.
+"""The flags that say who answers and how, the same ones for every front end.
 
 add_engine_arguments(parser)
 args = parser.parse_args()
@@ -12,7 +12,7 @@ import os
 import re
 import sys
 
-from medical_qwen.generation.interface import Engine
+from medical_qwen.generation.interface import Engine, Sampling
 from medical_qwen.generation.job import describe_files
 from medical_qwen.generation.server import Server
 
@@ -50,6 +50,48 @@ def check_engine_arguments(parser: argparse.ArgumentParser, args: argparse.Names
     ):
         if wrong:
             parser.error(message)
+
+
+def add_answer_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of a chat in the terminal and of a file of questions."""
+    add = parser.add_argument
+    add("--interactive", action="store_true", help="chat in the terminal: several turns, streamed")
+    add("--data_file", help="answer the questions of this file in batches")
+    add("--output_file", default="predictions.jsonl", help="JSONL of rows with `prediction` (default: %(default)s)")
+    add("--system_prompt", help="for conversations that have no system turn of their own")
+    add("--max_new_tokens", type=int, default=512, help="longest answer (default: %(default)s)")
+    add("--temperature", type=float, help="0: always the likeliest token; default: 0.7 in a chat, 0 for a file")
+    add("--top_p", type=float, default=0.9, help="draw from the likeliest tokens of this mass (default: %(default)s)")
+    add("--repetition_penalty", type=float, default=1.0, help="above 1: repeat less (default: %(default)s)")
+    add("--stop_str", action="append", default=[], help="end an answer before this text; may be given several times")
+    add("--eval_batch_size", type=int, default=8, help="rows of a file answered together (default: %(default)s)")
+    add("--single_turn", action="store_true", help="in a chat: every question stands alone")
+    add(
+        "--causal",
+        nargs="?",
+        const="data/causal",
+        metavar="DIR",
+        help="in a chat: reason with the causal network of this folder (default: %(const)s; off without the flag)",
+    )
+    add("--seed", type=int, default=42, help="of the drawing; row n of a file uses seed + n (default: %(default)s)")
+
+
+def check_answer_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Stop with a message where the flags do not go together; `--temperature` gets its default."""
+    if args.interactive == bool(args.data_file):
+        parser.error("give either --interactive or --data_file")
+    if args.causal and not args.interactive:
+        parser.error("--causal listens to a chat: give --interactive with it")
+    if args.eval_batch_size < 1:
+        parser.error(f"--eval_batch_size: expected at least 1, got {args.eval_batch_size}")
+    if args.temperature is None:
+        args.temperature = 0.7 if args.interactive else 0.0
+
+
+def sampling_of(args: argparse.Namespace) -> Sampling:
+    """How the flags of `add_answer_arguments` want answers to be written."""
+    stops = tuple(args.stop_str)
+    return Sampling(args.max_new_tokens, args.temperature, args.top_p, args.repetition_penalty, stops)
 
 
 def select_gpus(args: argparse.Namespace) -> None:

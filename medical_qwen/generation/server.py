@@ -63,6 +63,12 @@ class Server:
         lengths = [self._count(request.messages, request.tools) or _characters(request) for request in requests]
         return [length if room is None else min(length, room) for length in lengths]
 
+    def fits(self, request: Request, sampling: Sampling) -> bool:
+        """Whether prompt and answer fit into the model's context, as far as the server says how long it is."""
+        room = self._room(sampling)
+        length = None if room is None else self._count(request.messages, request.tools)
+        return length is None or length <= room
+
     def answer(
         self,
         requests: list[Request],

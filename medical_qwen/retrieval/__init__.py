@@ -1,8 +1,8 @@
 """Which passages of the documents speak of a question? Read files, cut them into passages, index, search, answer.
 
 `document` and `readers` turn a file into text with places, `chunks` cuts passages, `words` and `encoder` are the two
-ways to compare texts, `store` is the index on disk, `index` the door, `search` what happens behind it. `library` is the
-engine that answers from an index, `citations` checks what it cites.
+ways to compare texts, `store` is the index on disk, `index` the door, `search` what happens behind it. `library` is
+the engine that answers from an index, `citations` checks what it cites.
 """
 
 from medical_qwen.retrieval.chunks import Passage

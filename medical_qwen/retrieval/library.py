@@ -8,7 +8,7 @@ out with its citations checked. Where no passage supports an answer it says so, 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 
-from medical_qwen.evidence import REFUSAL, with_documents
+from medical_qwen.evidence import REFUSAL, asked, with_documents
 from medical_qwen.generation import Answer, Engine, Request, Sampling, Stream
 from medical_qwen.retrieval.citations import Citations, uncited
 from medical_qwen.retrieval.index import Index
@@ -84,9 +84,9 @@ class Library:
 
     def measure(self, requests: list[Request], sampling: Sampling) -> list[int]:
         """Prompt lengths in tokens with the passages; 0 where the model is not asked."""
-        asked = [self.look_up(request, sampling).request for request in requests]
-        lengths = iter(self.engine.measure([request for request in asked if request], sampling))
-        return [next(lengths) if request else 0 for request in asked]
+        prompts = [self.look_up(request, sampling).request for request in requests]
+        lengths = iter(self.engine.measure([prompt for prompt in prompts if prompt], sampling))
+        return [next(lengths) if prompt else 0 for prompt in prompts]
 
     def fits(self, request: Request, sampling: Sampling) -> bool:
         """Always, or `look_up` raises: passages and oldest turns are left out where the context is too short."""
@@ -104,19 +104,19 @@ class Library:
         """Answers in the order of the requests, their citations checked."""
         found = [self.look_up(request, sampling) for request in requests]
         refused = [number for number, one in enumerate(found) if not one.request]
-        asked = [number for number, one in enumerate(found) if one.request]
+        wanted = [number for number, one in enumerate(found) if one.request]
         answers = dict.fromkeys(refused, REFUSED)
         if refused:
             progress(len(refused))
             finished(refused, [REFUSED] * len(refused))
 
         def take(places: list[int], written: list[Answer]) -> None:
-            numbers = [asked[place] for place in places]
+            numbers = [wanted[place] for place in places]
             own = [_checked(answer, found[number]) for number, answer in zip(numbers, written, strict=True)]
             answers.update(zip(numbers, own, strict=True))
             finished(numbers, own)
 
-        self.engine.answer([found[number].request for number in asked], sampling, batch_size, progress, take)
+        self.engine.answer([found[number].request for number in wanted], sampling, batch_size, progress, take)
         return [answers[number] for number in range(len(requests))]
 
     def stream(self, request: Request, sampling: Sampling) -> Reply:
@@ -141,9 +141,9 @@ class Library:
             for turn in request.messages
         ]
         for messages, some in smaller(whole, hits):
-            asked = replace(request, messages=with_documents(messages, [asdict(hit.passage) for hit in some]))
-            if self.engine.fits(asked, sampling):
-                return Found(query, some, support, asked, shortened=len(messages) < len(whole))
+            prompt = replace(request, messages=with_documents(messages, [asdict(hit.passage) for hit in some]))
+            if self.engine.fits(prompt, sampling):
+                return Found(query, some, support, prompt, shortened=len(messages) < len(whole))
         raise ValueError(
             f"the question and one passage do not fit into the model's context of {self.context_length} tokens beside "
             f"--max_new_tokens {sampling.max_new_tokens}: lower that, or index with a smaller --chunk_size"
@@ -151,17 +151,17 @@ class Library:
 
     def query(self, messages: list[dict]) -> str:
         """What is searched for the last question of a conversation."""
-        asked = [turn["content"] for turn in messages if turn["role"] == "user"]
-        if len(asked) < 2:
-            return asked[-1]
+        questions = [asked(turn["content"]) for turn in messages if turn["role"] == "user"]
+        if len(questions) < 2:
+            return questions[-1]
         if self.rewrite:
             turns = [turn for turn in messages if turn["role"] in ("user", "assistant")][-3:]
-            talk = "\n".join(f"{turn['role']}: {uncited(turn['content'])[:LONGEST_QUESTION]}" for turn in turns)
+            talk = "\n".join(f"{turn['role']}: {uncited(asked(turn['content']))[:LONGEST_QUESTION]}" for turn in turns)
             request = Request([{"role": "user", "content": f"{REWRITE}\n\n{talk}"}])
             written = self.engine.answer([request], REWRITTEN, 1)[0].text.strip()
             if written and len(written) <= LONGEST_QUESTION and "\n" not in written:
                 return written
-        return "\n".join(asked[-2:])
+        return "\n".join(questions[-2:])
 
     def support(self, query: str, hits: list[Hit]) -> float:
         """How well the best of the passages fits: cosine of the vectors, else the share of the question's words."""
