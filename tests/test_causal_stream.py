@@ -12,7 +12,7 @@ import inference
 from medical_qwen.causal import CausalStream, Evidence, Network, in_words, infer
 from medical_qwen.causal.panel import bar_chart, causal_graph, panel
 from medical_qwen.evidence import asked
-from medical_qwen.generation import Answer, Sampling
+from medical_qwen.generation import Answer, Sampling, terminal
 
 TABLES = {
     "diseases.csv": [
@@ -211,7 +211,7 @@ def test_the_model_sees_the_findings_and_the_history_keeps_the_words_of_the_pati
             self.answer = Answer("多休息", finish_reason="stop", truncated=False, prompt_tokens=1, completion_tokens=1)
 
     causal, engine, history = CausalStream(network), Listener(), []
-    inference.reply(engine, history, "我咳嗽", Sampling(), 0, inference.listen(causal, "我咳嗽"))
+    terminal.reply(engine, history, "我咳嗽", Sampling(), 0, terminal.listen(causal, "我咳嗽"))
     assert "> 1. 普通感冒" in engine.asked[-1]["content"] and asked(engine.asked[-1]["content"]) == "我咳嗽"
     assert [turn["content"] for turn in history] == ["我咳嗽", "多休息"]
 

@@ -109,6 +109,10 @@ def test_what_the_documents_do_not_say_is_refused_without_asking_the_model(index
     class Silent:
         context_length = None
 
+        def measure(self, requests, sampling):
+            assert not requests
+            return []
+
     library = Library(index, Silent())
     request = ask("今天的机票多少钱？")
     stream = library.stream(request, GREEDY)
@@ -118,17 +122,18 @@ def test_what_the_documents_do_not_say_is_refused_without_asking_the_model(index
     assert library.details(request, GREEDY, stream.answer)["supported"] is False
 
 
-def test_support_is_the_share_of_words_where_there_are_no_vectors(library):
-    hits = library.index.search("低血糖 吃 巧克力", 2)
-    assert library.support("低血糖", hits) == 1
-    assert 0 < library.support("低血糖 打太极", hits) < 1
-    assert library.support("低血糖", []) == 0
+def test_support_without_vectors_is_the_share_of_words_weighed_by_rarity(library):
+    hits = library.index.search("低血糖 巧克力 测量", 2)
+    assert library.support("低血糖", hits) == pytest.approx(1)
+    assert library.support("低血糖", []) == library.support("太极拳", hits) == 0
+    # of 3 passages 1 has 低血糖: log(1 + 2.5 / 1.5), none has 太极拳: log(1 + 3.5 / 0.5)
+    assert library.support("低血糖 太极拳", hits[:1]) == pytest.approx(0.9808 / (0.9808 + 2.0794), abs=1e-4)
 
 
 def test_follow_up_questions_are_searched_with_the_question_before(library):
     talk = ask("低血糖怎么办？", "吃糖[1]。", "那巧克力呢？")
     assert library.query(talk.messages) == "低血糖怎么办？\n那巧克力呢？"
-    found = library.look_up(talk, GREEDY)
+    found = Library(library.index, library.engine, min_support=0).look_up(talk, GREEDY)
     assert found.hits[0].passage.heading == "低血糖"
     assert found.request.messages[1]["content"] == "吃糖。"  # numbers of an earlier turn mean nothing now
     assert talk.messages[1]["content"] == "吃糖[1]。"
@@ -171,7 +176,7 @@ def test_what_is_left_out_first():
 
 def test_the_prompt_fits_into_the_models_window(index, engine, monkeypatch):
     library = Library(index, engine, top_k=3, min_support=0.0)
-    talk = ask("血压怎么测？", "坐着测。", "低血糖怎么办？")
+    talk = ask("测量血压之前要做什么？", "安静休息五分钟。", "低血糖、烫伤以后立即做什么？")
     whole = library.look_up(talk, GREEDY)
     assert len(whole.hits) == 3 and not whole.shortened
     seen = set()
@@ -212,7 +217,7 @@ def test_streamed_batched_and_refused_answers_agree(library):
 
 
 def test_a_closed_stream_keeps_what_was_shown(library):
-    stream = library.stream(ask("血压怎么测量？"), GREEDY)
+    stream = library.stream(ask("烫伤怎么办？", seed=1), Sampling(max_new_tokens=200, temperature=1.0))
     first = next(iter(stream))
     stream.close()
     assert stream.answer.text == first and stream.answer.finish_reason == "cancelled"

@@ -129,9 +129,16 @@ class Index:
         """The k best passages, best first; fewer when fewer have a word of the query, or none."""
         if k < 1:
             raise ValueError(f"k: expected at least 1, got {k}")
+        return self._opened().search(query, k)
+
+    def covered(self, query: str, passage: Passage) -> float:
+        """Share of the query's words that a passage of this index has, 0..1, rare words counting more."""
+        return self._opened().covered(query, passage)
+
+    def _opened(self) -> Searcher:
         if self._searcher is None:
             self._searcher = Searcher(self.store, self.state, self.encoder, self.reranker)
-        return self._searcher.search(query, k)
+        return self._searcher
 
     def update(self, paths: Iterable[str | Path], progress: bool = True) -> Update:
         """Bring the index up to date with these files and folders; other files that it knows stay as they are.

@@ -13,11 +13,10 @@ from medical_qwen.generation import Answer, Engine, Request, Sampling, Stream
 from medical_qwen.retrieval.citations import Citations, uncited
 from medical_qwen.retrieval.index import Index
 from medical_qwen.retrieval.search import Hit
-from medical_qwen.retrieval.words import words
 
 # Support below which an answer is refused, with and without an embedding model: tools/calibrate_support.py.
 MIN_COSINE = 0.5
-MIN_COVERED = 0.5
+MIN_COVERED = 0.27
 REWRITE = "把下面对话的最后一个问题改写成不看对话也能明白的一个问题。只写改写后的问题，不要回答。"
 REWRITTEN = Sampling(max_new_tokens=64)
 LONGEST_QUESTION = 200  # characters; what a model writes beyond that is no question
@@ -167,9 +166,7 @@ class Library:
         """How well the best of the passages fits: cosine of the vectors, else the share of the question's words."""
         if self.index.encoder:
             return max((hit.cosine for hit in hits), default=0.0)
-        sought = set(words(query))
-        covered = [len(sought & set(words(hit.passage.indexed))) / max(1, len(sought)) for hit in hits]
-        return max(covered, default=0.0)
+        return max((self.index.covered(query, hit.passage) for hit in hits), default=0.0)
 
     def details(self, request: Request, sampling: Sampling, answer: Answer) -> dict:
         """What a row of a file tells beside its answer: query, support, passages with scores, citations."""

@@ -111,6 +111,19 @@ class Searcher:
         numbers = [self.vocabulary[word] for word in words(query) if word in self.vocabulary]
         return self.index.get_scores_from_ids(numbers)
 
+    def covered(self, query: str, passage: Passage) -> float:
+        """Share of the question's words that a passage has, 0..1; a word counts its inverse document frequency."""
+        ends, total = self.index.scores["indptr"], len(self.living)
+
+        def weight(word: str) -> float:
+            number = self.vocabulary.get(word)
+            found = 0 if number is None else int(ends[number + 1] - ends[number])
+            return float(np.log(1 + (total - found + 0.5) / (found + 0.5)))
+
+        sought = {word: weight(word) for word in words(query)}
+        known = sum(sought[word] for word in sought.keys() & set(words(passage.indexed)))
+        return known / max(sum(sought.values()), 1e-9)
+
     def reranked(self, query: str, hits: list[Hit]) -> list[Hit]:
         scores = self.reranker.score(query, [hit.passage.indexed for hit in hits])
         scored = [replace(hit, score=score, relevance=score) for hit, score in zip(hits, scores, strict=True)]
