@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections import Counter
 
 import pytest
@@ -122,3 +123,16 @@ def test_labelled_sentences_fit_the_network(folder):
             end = mention["end"]
     assert set(states) == {"present", "absent", "unknown"}
     assert min(states["absent"] / 80, states["unknown"] / 15) >= 1, states
+
+
+def test_the_readme_counts_and_shows_the_rows_that_are_there(folder):
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    table = re.findall(r"^\| `(\S+)` \| (\d+) \| `(.*)` \|$", text, re.MULTILINE)
+    assert {name for name, _, _ in table} == {*COLUMNS, "labelled.jsonl"}
+    for name, count, row in table:
+        lines = (folder / name).read_text(encoding="utf-8").splitlines()[name.endswith(".csv") :]
+        assert len(lines) == int(count), name
+        assert row in lines or "…" in row, name
+    basis = re.search(r"\((\d+) edges, (\d+) risks\)", text)
+    for name, count in zip(("edges.csv", "risks.csv"), basis.groups(), strict=True):
+        assert (folder / name).read_text(encoding="utf-8").count(",reported,") == int(count), name
