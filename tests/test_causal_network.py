@@ -99,7 +99,8 @@ def test_missing_folders_files_and_columns_are_named(tmp_path):
 
 def test_sampled_patients_have_the_frequencies_of_the_network():
     network = random_network(0, 3, 4, 5)
-    risks, diseases, findings = network.sample(200_000, seed=1)
+    drawn = network.sample(200_000, seed=1)
+    risks, diseases, findings = drawn.risks, drawn.diseases, drawn.findings
     for row, node in enumerate(network.risks):
         assert risks[:, row].mean() == pytest.approx(node.base, abs=0.005)
     state = risks[0]
@@ -110,6 +111,9 @@ def test_sampled_patients_have_the_frequencies_of_the_network():
     assert diseases[same].mean(axis=0) == pytest.approx(1 - np.array(off), abs=0.01)
     healthy = ~diseases.any(axis=1)
     assert findings[healthy].mean(axis=0) == pytest.approx([node.base for node in network.findings], abs=0.01)
+    assert not drawn.caused[healthy].any() and (findings | ~drawn.caused.any(axis=1)).all()
+    ill = diseases[:, 3]
+    assert drawn.caused[ill, 3].mean(axis=0) == pytest.approx(network.strength[3], abs=0.02)
 
 
 def test_the_shipped_network_is_as_large_as_promised_and_names_its_sources(root):

@@ -96,14 +96,28 @@ class Network:
         """
         return _Loader(Path(folder)).network()
 
-    def sample(self, patients: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Risks (patients, R), diseases (patients, D) and findings (patients, F) drawn from the network, as bools."""
+    def sample(self, patients: int, seed: int) -> "Patients":
+        """Patients drawn from the network, with the arrows that acted in each."""
         random = np.random.default_rng(seed)
         risks = random.random((patients, len(self.risks))) < base(self.risks)
         off = np.exp(risks @ np.log1p(-self.risk_strength)) * (1 - base(self.diseases))
         diseases = random.random(off.shape) >= off
-        off = np.exp(diseases @ np.log1p(-self.strength)) * (1 - base(self.findings))
-        return risks, diseases, random.random(off.shape) >= off
+        caused = np.zeros((*diseases.shape, len(self.findings)), dtype=bool)
+        for row, strength in enumerate(self.strength):
+            coins = random.random((int(diseases[:, row].sum()), len(strength)))
+            caused[diseases[:, row], row] = coins < strength
+        leaks = random.random((patients, len(self.findings))) < base(self.findings)
+        return Patients(risks, diseases, leaks | caused.any(axis=1), caused)
+
+
+@dataclass(frozen=True, eq=False)
+class Patients:
+    """Sampled patients: what each has, as bools."""
+
+    risks: np.ndarray  # (patients, R)
+    diseases: np.ndarray  # (patients, D)
+    findings: np.ndarray  # (patients, F)
+    caused: np.ndarray  # (patients, D, F) whether the disease brought the finding about
 
 
 def base(nodes: Sequence[Node]) -> np.ndarray:
