@@ -18,7 +18,7 @@ of this patient, as far as the evidence tells, and a cause is switched off by fo
 
       P(f stays | e) = λ_kf · P(D_k = 1, e∖f) / P(e) = λ_kf · (P(D_k = 1 | e) + N_kf)
 
-Both are sums over f ∈ P of positive terms. One sweep in 1 + |P| worlds (each with one f of P absent) gives them all.
+Both are summed over f ∈ P. One sweep there and back gives P(D_k | e) and N_kf for all k and f.
 
 *Interventions*: do(x) cuts the arrows into x. A disease or finding that was set says nothing about its causes.
 """
@@ -93,44 +93,41 @@ class Gain:
 
 
 class _Problem:
-    """The part of the network that sums run over: unknown risks, diseases that were not set, present findings."""
+    """The part of the network that sums run over: unknown risks, diseases, present findings; nodes in that order."""
 
     def __init__(self, network: Network, evidence: Evidence, left_out: Sequence[str] = ()) -> None:
-        self.network, self.evidence = network, evidence
         evidence.check(network)
+        self.network, self.evidence = network, evidence
         self.risks = [row for row, node in enumerate(network.risks) if evidence.known(node.id) is None]
-        self.diseases = [row for row, node in enumerate(network.diseases) if node.id not in evidence.do]
         self.present = [
             row for row, node in enumerate(network.findings) if node.id in evidence.present and node.id not in left_out
         ]
         absent = [row for row, node in enumerate(network.findings) if node.id in evidence.absent]
         on = [row for row, node in enumerate(network.risks) if evidence.known(node.id)]
-        forced = [row for row, node in enumerate(network.diseases) if evidence.do.get(node.id)]
+        self.first_disease = len(self.risks)
+        self.first_finding = self.first_disease + len(network.diseases)
+        diseases, findings = slice(self.first_disease, self.first_finding), slice(self.first_finding, None)
+        self.leak = base(network.findings)
         disease_off = (1 - base(network.diseases)) * np.prod(1 - network.risk_strength[on], axis=0)
-        self.finding_off = (1 - base(network.findings)) * np.prod(1 - network.strength[forced], axis=0)
-        risks, diseases = len(self.risks), len(self.diseases)
-        self.first_disease, self.first_finding = risks, risks + diseases
-        self.base = np.concatenate(
-            [base(network.risks)[self.risks], 1 - disease_off[self.diseases], 1 - self.finding_off[self.present]]
-        )
+        self.base = np.concatenate([base(network.risks)[self.risks], 1 - disease_off, self.leak[self.present]])
         self.strength = np.zeros((len(self.base),) * 2)
-        self.strength[:risks, risks : risks + diseases] = network.risk_strength[np.ix_(self.risks, self.diseases)]
-        self.strength[risks : risks + diseases, risks + diseases :] = network.strength[
-            np.ix_(self.diseases, self.present)
-        ]
+        self.strength[: self.first_disease, diseases] = network.risk_strength[self.risks]
+        self.strength[diseases, findings] = network.strength[:, self.present]
         self.weight = np.ones((len(self.base), 2))
-        self.weight[risks : risks + diseases, 1] = np.prod(1 - network.strength[np.ix_(self.diseases, absent)], axis=1)
-        self.weight[self.first_finding :, 0] = 0
-        for node, row in enumerate(self.diseases, risks):
-            known = evidence.known(network.diseases[row].id)
-            if known is not None:
+        self.weight[diseases, 1] = np.prod(1 - network.strength[:, absent], axis=1)
+        self.weight[findings, 0] = 0
+        for node, disease in enumerate(network.diseases, self.first_disease):
+            known = evidence.known(disease.id)
+            if disease.id in evidence.do:  # the arrows into it are cut
+                self.base[node], self.strength[: self.first_disease, node] = float(known), 0
+            elif known is not None:
                 self.weight[node, int(not known)] = 0
-        # factors that no sum depends on: known risks, leaks and set diseases of absent findings
-        priors = base(network.risks)
+        # factors that no sum depends on: observed risks, leaks of absent findings
+        priors = [(node.base, node.id) for node in network.risks]
         self.log_constant = float(
-            np.log(priors[[row for row in on if network.risks[row].id not in evidence.do]]).sum()
-            + np.log1p(-priors[[row for row, node in enumerate(network.risks) if node.id in evidence.absent]]).sum()
-            + np.log(self.finding_off[absent]).sum()
+            sum(np.log(prior) for prior, node in priors if node in evidence.present)
+            + sum(np.log1p(-prior) for prior, node in priors if node in evidence.absent)
+            + np.log1p(-self.leak[absent]).sum()
         )
 
     def plan(self) -> Plan:
@@ -141,12 +138,13 @@ class _Problem:
         """`sweep` in the worlds of `weight` (nodes, 2, worlds), as many at once as memory allows."""
         step = max(1, KEPT // plan.kept)
         parts = [
-            sweep(plan, self.base, self.strength, weight[..., start : start + step])
+            sweep(plan, self.base, self.strength, weight[..., start : start + step], self.first_finding)
             for start in range(0, weight.shape[2], step)
         ]
         scale = parts[0].log_scale
         total = np.concatenate([part.total * np.exp(part.log_scale - scale) for part in parts])
-        return Sums(total, scale, np.concatenate([part.present for part in parts], axis=1))
+        present = np.concatenate([part.present for part in parts], axis=1)
+        return Sums(total, scale, present, np.concatenate([part.without for part in parts], axis=2))
 
     def all_risks(self, present: np.ndarray) -> np.ndarray:
         """Probabilities of every risk of the network, the known ones included, from those of the nodes summed over."""
@@ -155,11 +153,8 @@ class _Problem:
         return full
 
     def all_diseases(self, present: np.ndarray) -> np.ndarray:
-        """The same for the diseases: (nodes, worlds) -> (D, worlds)."""
-        full = np.repeat([[float(self.evidence.do.get(node.id, False))] for node in self.network.diseases],
-                         present.shape[1], axis=1)  # fmt: skip
-        full[self.diseases] = present[self.first_disease : self.first_finding]
-        return full
+        """The diseases among the nodes: (nodes, worlds) -> (D, worlds)."""
+        return present[self.first_disease : self.first_finding]
 
 
 def infer(network: Network, evidence: Evidence) -> Posterior:
@@ -169,20 +164,16 @@ def infer(network: Network, evidence: Evidence) -> Posterior:
     are left out, one by one, and named in `left_out`.
     """
     problem, plan, left_out = _solvable(network, evidence)
-    present = len(problem.present)
-    weight = np.repeat(problem.weight[:, :, None], 1 + present, axis=2)
-    for world, node in enumerate(range(problem.first_finding, len(problem.base)), 1):
-        weight[node, :, world] = (1, 0)
-    sums = problem.sums(plan, weight)
+    sums = problem.sums(plan, problem.weight[:, :, None])
     diseases = problem.all_diseases(sums.present)
     strength = network.strength[:, problem.present]
-    missing = diseases[:, 1:] * (sums.total[1:] / sums.total[0])  # N_kf
+    missing = sums.without[problem.first_disease : problem.first_finding, problem.first_finding :, 0]  # N_kf
     return Posterior(
         diseases=diseases[:, 0],
         risks=problem.all_risks(sums.present[:, 0]),
         present=tuple(network.findings[row].id for row in problem.present),
         vanish=strength / (1 - strength) * missing,
-        stay=strength * (diseases[:, :1] + missing),
+        stay=strength * (diseases + missing),
         log_evidence=float(np.log(sums.total[0]) + sums.log_scale + problem.log_constant),
         left_out=left_out,
     )
@@ -246,9 +237,8 @@ def _if_absent(problem: _Problem, plan: Plan, nodes: Sequence[str]) -> tuple[np.
         if network.nodes[node].kind == "risk":
             weight[problem.risks.index(row), 1, world] = 0
         else:
-            arrows = network.strength[problem.diseases, row]
-            weight[problem.first_disease : problem.first_finding, 1, world] *= 1 - arrows
-            leaks[world] = problem.finding_off[row]
+            weight[problem.first_disease : problem.first_finding, 1, world] *= 1 - network.strength[:, row]
+            leaks[world] = 1 - problem.leak[row]
     sums = problem.sums(plan, weight)
     return problem.all_diseases(sums.present), leaks * sums.total / sums.total[0]
 
@@ -275,6 +265,6 @@ def _independent_gain(problem: _Problem, now: np.ndarray, node: str, about: np.n
         after_no = now * (1 - network.risk_strength[row] * (1 - no))
     else:
         strength = network.strength[:, row]
-        no = float(problem.finding_off[row] * np.prod(1 - now * strength))
+        no = float((1 - problem.leak[row]) * np.prod(1 - now * strength))
         after_no = now * (1 - strength) / (1 - now * strength)
     return _information(now[about], after_no[about], no)

@@ -9,10 +9,18 @@ passing through, this is a table over the subsets of the positive findings that 
 enumeration of causes (2^diseases). The plan takes whichever order is small, mixtures of the two included.
 
 Quickscore's alternating sum cancels: with 15 rare findings nothing is left of it in double precision. Here every term
-is positive, so the relative error is a few roundings per step.
+of a probability is positive, so the relative error is a few roundings per step.
+
+The way back gives the probabilities of all nodes at once, and with them, for every arrow from a node k into a present
+finding f, P(k present, f absent, rest of the evidence), which the counterfactuals are made of. The state of an open
+finding bears on nothing but itself. So where L is the probability of all that comes later (f being present in the end
+included), L(f on) − L(f off) is the probability that it all comes out that way with f staying off. That is the one
+subtraction; its rounding error is relative to the probability of the evidence.
 """
 
 import random
+from bisect import insort
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -40,6 +48,7 @@ class Sums:
     total: np.ndarray  # (worlds,) probability of the evidence, up to a factor common to all worlds
     log_scale: float  # logarithm of that factor
     present: np.ndarray  # (nodes, worlds) probability that the node is present, given the evidence
+    without: np.ndarray  # (nodes, nodes, worlds) P(k present, f absent, the rest) / P(evidence) for arrows k → f
 
 
 def bits(mask: int) -> Iterator[int]:
@@ -146,71 +155,122 @@ def make_plan(causes: tuple[int, ...]) -> Plan:
     return best
 
 
+class _Axes:
+    """Which open node lies on which axis of the table: those with many arrows first.
+
+    Steps on the last axes are slow (short runs in memory), so they are for the nodes that few steps touch.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        touched = Counter(node for _, *ends in plan.steps for node in ends)
+        self.key = {node: (-count, node) for node, count in touched.items()}
+        self.nodes: list[int] = []
+
+    def add(self, node: int) -> int:
+        insort(self.nodes, node, key=self.key.__getitem__)
+        return self.nodes.index(node)
+
+    def remove(self, node: int) -> int:
+        axis = self.nodes.index(node)
+        del self.nodes[axis]
+        return axis
+
+    def states(self, table: np.ndarray, node: int) -> tuple[np.ndarray, np.ndarray]:
+        """Views of the table where the node is absent and where it is present."""
+        return split(table, self.nodes.index(node))
+
+    def joint(self, table: np.ndarray, node: int, other: int) -> tuple[np.ndarray, np.ndarray]:
+        """Views of the table where `node` is present and `other` is absent, and where both are present."""
+        first, second = self.nodes.index(node), self.nodes.index(other)
+        return split(split(table, first)[1], second - (second > first))
+
+
 def split(table: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """Views of `table` where the node of `axis` is absent and where it is present."""
     lead = (slice(None),) * axis
     return table[(*lead, 0)], table[(*lead, 1)]
 
 
-def sweep(plan: Plan, base: np.ndarray, strength: np.ndarray, weight: np.ndarray) -> Sums:
+def joined(absent: np.ndarray, present: np.ndarray, table: np.ndarray, axis: int) -> np.ndarray:
+    """`table` with a new axis: times `absent` where the node is absent, times `present` where it is present."""
+    wider = np.empty((*table.shape[:axis], 2, *table.shape[axis:]))
+    off, on = split(wider, axis)
+    np.multiply(table, absent, out=off)
+    np.multiply(table, present, out=on)
+    return wider
+
+
+def sweep(plan: Plan, base: np.ndarray, strength: np.ndarray, weight: np.ndarray, first_finding: int) -> Sums:
     """Sum over all states of all nodes, in several worlds at once.
 
     `base` (nodes,); `strength` (nodes, nodes) from cause to effect; `weight` (nodes, 2, worlds): what a node's being
-    absent or present is multiplied with, e.g. (0, 1) for a finding that was observed.
+    absent or present is multiplied with. Nodes from `first_finding` on are present findings: weights (0, 1).
     """
-    worlds = weight.shape[2]
-    table, log_scale = np.ones(worlds), 0.0
-    nodes: list[int] = []  # open ones, in the order of the table's axes
-    closing: list[tuple[int, np.ndarray]] = []  # (axis, table before), for the way back
+    table, log_scale, axes = np.ones(weight.shape[2]), 0.0, _Axes(plan)
+    closing: list[np.ndarray] = []  # the table before each closing, for the way back
     for kind, node, effect in plan.steps:
         if kind == OPEN:
-            nodes.insert(0, node)
-            table = np.stack([(1 - base[node]) * table, base[node] * table])
+            table = joined(1 - base[node], base[node], table, axes.add(node))
         elif kind == ARROW:
-            head = nodes.index(effect)
-            acting = split(table, nodes.index(node))[1]
-            off, on = split(acting, head - (head > nodes.index(node)))
+            off, on = axes.joint(table, node, effect)
             on += strength[node, effect] * off
             off *= 1 - strength[node, effect]
         else:
-            axis = nodes.index(node)
-            del nodes[axis]
-            closing.append((axis, table))
-            absent, present = split(table, axis)
-            table = weight[node, 0] * absent + weight[node, 1] * present
+            closing.append(table)
+            absent, present = axes.states(table, node)
+            axes.remove(node)
+            table = weight[node, 0] * absent + weight[node, 1] * present if node < first_finding else present.copy()
             peak = table.max()
             table /= peak
             log_scale += np.log(peak)
-    return Sums(table, log_scale, _back(plan, base, strength, weight, closing))
+    present, without = _back(plan, base, strength, weight, first_finding, closing)
+    return Sums(table, log_scale, present, without)
 
 
 def _back(
-    plan: Plan, base: np.ndarray, strength: np.ndarray, weight: np.ndarray, closing: list[tuple[int, np.ndarray]]
-) -> np.ndarray:
+    plan: Plan,
+    base: np.ndarray,
+    strength: np.ndarray,
+    weight: np.ndarray,
+    first_finding: int,
+    closing: list[np.ndarray],
+) -> tuple[np.ndarray, np.ndarray]:
     """The sweep in reverse: `later` holds, for every state of the open nodes, the probability of what comes later.
 
-    With the table of the way there, just before a node closes, it gives the node's probability: (nodes, worlds).
+    With the tables of the way there, just before a node closes, it gives `Sums.present` and `Sums.without`. Of an
+    arrow's two ends the one that closes first sees the other one open.
     """
-    present = np.empty((len(base), weight.shape[2]))
-    later = np.ones(weight.shape[2])
-    nodes: list[int] = []
+    worlds = weight.shape[2]
+    present, without = np.empty((len(base), worlds)), np.zeros((len(base), len(base), worlds))
+    later, axes = np.ones(worlds), _Axes(plan)
     for kind, node, effect in reversed(plan.steps):
         if kind == CLOSE:
-            axis, table = closing.pop()
-            nodes.insert(axis, node)
-            states = tuple(range(len(nodes) - 1))
-            without, along = (
-                (half * weight[node, state] * later).sum(axis=states) for state, half in enumerate(split(table, axis))
-            )
-            present[node] = along / (without + along)
-            later = np.stack([weight[node, 0] * later, weight[node, 1] * later], axis=axis)
+            absent_before, present_before = split(closing[-1], axes.add(node))
+            along = _dot(present_before, later) * weight[node, 1]
+            total = along + _dot(absent_before, later) * weight[node, 0]
+            present[node] = along / total
+            axes.remove(node)
+            for other in axes.nodes:
+                if node >= first_finding and strength[other, node]:
+                    mine, theirs = axes.states(absent_before, other)[1], axes.states(later, other)[1]
+                    without[other, node] = _dot(mine, theirs) / total
+                elif other >= first_finding and strength[node, other]:
+                    off, on = axes.states(later, other)
+                    mine = axes.states(present_before, other)[0]
+                    without[node, other] = _dot(mine, on - off) * weight[node, 1] / total
+            closing.pop()
+            later = joined(weight[node, 0], weight[node, 1], later, axes.add(node))
             later /= later.max()
         elif kind == ARROW:
-            head = nodes.index(effect)
-            off, on = split(split(later, nodes.index(node))[1], head - (head > nodes.index(node)))
+            off, on = axes.joint(later, node, effect)
             off *= 1 - strength[node, effect]
             off += strength[node, effect] * on
         else:
-            del nodes[0]
-            later = (1 - base[node]) * later[0] + base[node] * later[1]
-    return present
+            absent, along = axes.states(later, node)
+            axes.remove(node)
+            later = (1 - base[node]) * absent + base[node] * along
+    return present, without
+
+
+def _dot(table: np.ndarray, later: np.ndarray) -> np.ndarray:
+    """Sum of the products over all states: (..., worlds) -> (worlds,)."""
+    return (table * later).reshape(-1, table.shape[-1]).sum(axis=0)
