@@ -28,11 +28,14 @@ WORDS = {
 }  # fmt: skip
 
 
-def panel(stream: CausalStream) -> str:
-    """HTML: urgent notices first, then both pictures and the reasons in words. Empty before the first turn."""
+def panel(stream: CausalStream, language: str | None = None) -> str:
+    """HTML: urgent notices first, then both pictures and the reasons in words. Empty before the first turn.
+
+    `language`, zh or en: that of the stream unless it is given.
+    """
     if stream.state is None:
         return ""
-    network, language = stream.network, stream.language
+    network, language = stream.network, language or stream.language
     urgent = [flag.message(language) for flag in stream.state.urgent]
     reasons = in_words(network, stream.state, language)[len(urgent) :]
     red = "margin:0 0 8px;padding:8px 12px;border-radius:8px;background:#fee2e2;color:#991b1b;font-weight:600"
@@ -49,7 +52,7 @@ def bar_chart(network: Network, states: Sequence[State], language: str) -> str:
     if not rows:
         return _svg(560, 64, words["bars"], [_text(24, 52, words["empty"], 13, FAINT)])
     shades = SHADES[-len(shown) :]
-    thick, left, span, top, parts = 7, 168, 320, 66, []
+    thick, left, span, top, parts = 7, 208, 290, 66, []
     high = thick * len(shown)
     bottom = top + (high + 18) * len(rows)
     for place, shade in enumerate(shades):
@@ -62,7 +65,7 @@ def bar_chart(network: Network, states: Sequence[State], language: str) -> str:
         parts.append(_text(x, bottom + 8, f"{tick}%", 10, FAINT, anchor="middle"))
     for place, row in enumerate(rows):
         y = top + place * (high + 18)
-        name = _cut(network.diseases[row].name(language), 148, 13)
+        name = _cut(network.diseases[row].name(language), 188, 13)
         parts.append(_text(left - 10, y + high / 2 + 4, name, 13, INK, anchor="end"))
         for turn, (state, shade) in enumerate(zip(shown, shades, strict=True)):
             width = max(1.0, span * float(state.posterior.diseases[row]))
@@ -91,8 +94,11 @@ def causal_graph(network: Network, state: State, language: str) -> str:
         for place, node in enumerate(column):
             places[node.id] = x, 66 + gap * (place + 0.5) - 16
             boxes.append(_box(network, state, node, *places[node.id], language))
-    arrows = [*_arrows(network.risk_strength, network, columns[:2], places, state)]
-    arrows += _arrows(network.strength, network, columns[1:], places, state)
+    stay = dict(zip(state.posterior.present, state.posterior.stay.T, strict=True))
+    arrows = [
+        *_arrows(network.risk_strength, network, columns[:2], places, state, {}),
+        *_arrows(network.strength, network, columns[1:], places, state, stay),
+    ]
     return _svg(680, height, words["graph"], [*headings, *arrows, *boxes])
 
 
@@ -110,22 +116,24 @@ def _shown(nodes: Iterable[Node], state: State, pull: np.ndarray, expected: floa
 
 
 def _arrows(
-    strength: np.ndarray, network: Network, columns: Sequence[list[Node]], places: dict, state: State
+    strength: np.ndarray, network: Network, columns: Sequence[list[Node]], places: dict, state: State, stay: dict
 ) -> Iterator[str]:
-    """Every arrow between two boxes, as thick as it is strong; one from or to what is not present is dashed."""
+    """Every arrow between two boxes. One into a present finding is as thick as its cause alone would keep that up
+    (`stay`), one from a present risk is thin; one from or to what is not present is dashed."""
     for tail in columns[0]:
         for head in columns[1]:
-            value = float(strength[network.index[tail.id], network.index[head.id]])
-            if value:
+            row = network.index[tail.id]
+            if strength[row, network.index[head.id]]:
                 (x1, y1), (x2, y2) = ((x, y + 15) for x, y in (places[tail.id], places[head.id]))
                 active = (tail if tail.kind == "risk" else head).id in state.evidence.present
+                share = float(stay[head.id][row]) if head.id in stay else 0.0
                 yield _tag(
                     "path",
                     d=f"M{x1 + 176:g} {y1:g} C{x1 + 206:g} {y1:g} {x2 - 30:g} {y2:g} {x2:g} {y2:g}",
                     fill="none",
                     stroke=PRESENT if active else ABSENT,
-                    stroke_opacity=0.35 + 0.5 * value,
-                    stroke_width=0.8 + 3.2 * value,
+                    stroke_opacity=0.4 + 0.5 * share,
+                    stroke_width=1 + 5 * share,
                     stroke_dasharray="none" if active else "4 4",
                 )
 

@@ -26,7 +26,8 @@ LABELS = {
         "urgent": "紧急", "present": "有", "absent": "没有", "unsure": "不清楚", "causes": "可能的原因",
         "ask": "接着问", "test": "最有用的检查", "unread": "没有读懂", "left_out": "没有计入（可能的原因太多）",
         "none": "还没有听到网络里的表现。", "scope": "网络只有 {} 种病，其他的病算不出来。",
-        "explains": "可解释", "against": "但没有", "risk": "风险因素", "sep": "、", "end": "；", "days": "{:g}天",
+        "explains": "可解释", "against": "但没有", "risk": "风险因素", "sep": "、", "end": "；", "years": "{:.0f}年",
+        "months": "{:.0f}个月", "days": "{:g}天",
         "mild": "轻", "moderate": "中", "severe": "重", "gone": "若没有它，预计少 {:.2f} 个表现", "colon": "：",
     },
     "en": {
@@ -35,7 +36,8 @@ LABELS = {
         "left_out": "left out (too many possible causes)", "none": "No finding of the network has been heard yet.",
         "scope": "The network knows {} diseases; it cannot name any other.",
         "explains": "explains", "against": "but absent", "risk": "risk factors", "sep": ", ", "end": "; ",
-        "days": "{:g} days", "mild": "mild", "moderate": "moderate", "severe": "severe",
+        "years": "{:.0f} years", "months": "{:.0f} months", "days": "{:g} days",
+        "mild": "mild", "moderate": "moderate", "severe": "severe",
         "gone": "without it, {:.2f} fewer findings expected", "colon": ": ",
     },
 }  # fmt: skip
@@ -102,7 +104,10 @@ def _names(network: Network, ids: Iterable[str], language: str) -> str:
 def _told(network: Network, state: State, node: str, language: str) -> str:
     """A finding with its duration and severity."""
     word, mention = LABELS[language], state.details[node]
-    details = [word["days"].format(mention.duration)] if mention.duration else []
+    details = []
+    if days := mention.duration:
+        unit, length = ("years", 365) if days >= 700 else ("months", 30.4) if days >= 60 else ("days", 1)
+        details.append(word[unit].format(days / length))
     details += [word[mention.severity]] if mention.severity and mention.state == "present" else []
     name = network.nodes[node].name(language)
     return f"{name} ({word['sep'].join(details)})" if details else name
