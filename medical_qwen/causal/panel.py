@@ -158,7 +158,7 @@ def _box(network: Network, state: State, node: Node, x: float, y: float, languag
 
 
 def _cut(text: str, room: float, size: float) -> str:
-    """As much of the text as has room in pixels: a CJK character is a square, another some 0.56 of it."""
+    """As much of the text as has room in pixels: a CJK character is a square, another some 0.62 of it."""
     widths = np.cumsum([size * (1 if unicodedata.east_asian_width(char) in "WFA" else 0.56) for char in text])
     if not len(text) or widths[-1] <= room:
         return text
