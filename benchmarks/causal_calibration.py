@@ -32,8 +32,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from medical_qwen.causal import Evidence, Network, infer
-from medical_qwen.causal.network import Patients
+from medical_qwen.causal import Evidence, Network, infer  # noqa: E402
+from medical_qwen.causal.network import Patients  # noqa: E402
 
 KNOWN = ("female_sex", "age_over_65")
 SPEAKS = {"told": (0.7, 0.1), "asked": (0.4, 0.4)}  # probability that something is known if it is there, if it is not

@@ -22,8 +22,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from medical_qwen.causal import Evidence, Network, Node, gains, infer, inference
-from medical_qwen.causal.sweep import make_plan
+from medical_qwen.causal import Evidence, Network, Node, gains, infer, inference  # noqa: E402
+from medical_qwen.causal.sweep import make_plan  # noqa: E402
 
 
 def main() -> None:
