@@ -29,12 +29,12 @@ from pathlib import Path
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from medical_qwen.causal import Evidence, Network, infer
+from medical_qwen.causal.network import Patients
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from medical_qwen.causal import Evidence, Network, infer  # noqa: E402
-from medical_qwen.causal.network import Patients  # noqa: E402
-
 KNOWN = ("female_sex", "age_over_65")
 SPEAKS = {"told": (0.7, 0.1), "asked": (0.4, 0.4)}  # probability that something is known if it is there, if it is not
 BINS = np.array([0, 0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1])

@@ -19,11 +19,12 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from medical_qwen.causal import Evidence, Network, Node, gains, infer, inference  # noqa: E402
-from medical_qwen.causal.sweep import make_plan  # noqa: E402
+from medical_qwen.causal import Evidence, Network, Node, gains, infer, inference
+from medical_qwen.causal.sweep import make_plan
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def main() -> None:
