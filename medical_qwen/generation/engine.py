@@ -47,10 +47,12 @@ class Generator:
         resize_emb: bool = False,
         only_cpu: bool = False,
         bits: int | None = None,
+        merge: bool = True,
     ) -> "Generator":
         """Load a model directory, hub id or adapter directory, with a further adapter on top if `lora_model` is given.
 
-        One visible GPU holds the whole model; on several its layers are spread out.
+        One visible GPU holds the whole model; on several its layers are spread out. `merge`: False keeps the last
+        adapter apart, which is slower, but it can be switched off. Quantised weights are never merged into.
         """
         lineage = resolve(base_model, lora_model)
         own = lora_model and (Path(lora_model) / "tokenizer_config.json").is_file()
@@ -60,7 +62,7 @@ class Generator:
         cpu = only_cpu or not torch.cuda.is_available()
         device_map = {"": "cpu"} if cpu else "auto" if torch.cuda.device_count() > 1 else {"": 0}
         model = load_base(
-            lineage, dtype="float32" if cpu else "auto", bits=bits, merge=bits is None, device_map=device_map
+            lineage, dtype="float32" if cpu else "auto", bits=bits, merge=merge and bits is None, device_map=device_map
         )
         rows = model.get_input_embeddings().weight.shape[0]
         if resize_emb:

@@ -105,8 +105,8 @@ def select_gpus(args: argparse.Namespace) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = given
 
 
-def load_engine(args: argparse.Namespace) -> Engine:
-    """The model where the flags want it, or the server that they name.
+def load_engine(args: argparse.Namespace, merge: bool = True) -> Engine:
+    """The model where the flags want it (`merge`: as `Generator.load` has it), or the server that they name.
 
     Raises FileNotFoundError or ValueError that says which flag names something that is not there.
     """
@@ -126,6 +126,7 @@ def load_engine(args: argparse.Namespace) -> Engine:
         resize_emb=args.resize_emb,
         only_cpu=args.only_cpu,
         bits=4 if args.load_in_4bit else 8 if args.load_in_8bit else None,
+        merge=merge,
     )
 
 

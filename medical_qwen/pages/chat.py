@@ -1,0 +1,271 @@
+"""The chat of a page: chatbot, question box, settings, and what happens on them.
+
+One `Chat` serves all users. What a user said is in `Chat.state`, one `Conversation` a browser tab: a reload begins a
+new one.
+"""
+
+import html
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from medical_qwen.generation import Answer, Request, Sampling
+from medical_qwen.pages.conversation import LONGEST_QUESTION, Conversation, Turn, follow
+from medical_qwen.pages.language import Text, Words
+from medical_qwen.pages.votes import append_rows, export, preference_rows, vote
+from medical_qwen.records.messages import stripped
+
+PLACEHOLDER = Text(
+    "描述您的问题；Enter 发送，Shift+Enter 换行", "Your question; Enter sends, Shift+Enter breaks the line"
+)
+TOO_LONG = Text("问题太长：{:,} 个字符，最多 {:,} 个", "The question is too long: {:,} characters, at most {:,}")
+KEPT = Text("已保存 {} 对偏好", "Preference pairs saved: {}")
+ALONE = Text(
+    "已记下。组成偏好对还需要同一问题的另一个回答：请“重试”，或打开对比",
+    "Noted. A preference pair needs another answer to the same question: retry, or compare",
+)
+THUMBS = Text(
+    "点赞、点踩会把这个问题、它的回答和之前的对话存到服务器的 `{}`，用于训练；其他内容不保存。",
+    "Thumbs keep the question, its answers and the turns before in `{}` on the server, for training. Nothing else is "
+    "kept.",
+)
+NO_ANSWER = Text("还没有可以导出的回答", "There is no answer to export yet")
+WRITTEN = Text("{} 个词元 · {:.1f} 秒", "{} tokens · {:.1f} s")
+ENDS = {
+    "stop": Text("", ""),
+    "length": Text(" · 已到最大长度", " · cut at the longest length"),
+    "cancelled": Text(" · 已停止", " · stopped"),
+}
+TRUNCATED = Text(" · 对话太长，最早的部分未读", " · too long for the model: the oldest part was left out")
+DOWNLOAD = """text => {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([text], {type: "application/json"}));
+  link.download = `conversation-${new Date().toISOString().slice(0, 19).replaceAll(":", "")}.json`;
+  link.click();
+}"""
+
+
+class Chat:
+    """Builds the chat where it is made, inside of a page; `connect` gives it life.
+
+    Args:
+        engine: who answers (`medical_qwen.generation`).
+        base: answers beside `engine` when the user compares; None: there is nothing to compare.
+        preference_file: where thumbs leave rows for `dpo_training.py`.
+        examples: questions to begin with.
+    """
+
+    def __init__(
+        self,
+        words: Words,
+        language: Any,
+        engine: Any,
+        base: Any | None,
+        preference_file: str | Path,
+        greeting: Text,
+        examples: list[Text],
+    ) -> None:
+        import gradio as gr
+
+        self.engine, self.base, self.preference_file = engine, base, preference_file
+        self.language, self.state = language, gr.State(Conversation())
+        look = {"min_width": 280, "height": "calc(100dvh - 276px)", "min_height": 340, "buttons": ["copy"]}
+        with gr.Row(elem_id="chats"):
+            self.bot = words(
+                gr.Chatbot,
+                label=Text("微调后的模型", "The fine-tuned model"),
+                show_label=False,
+                placeholder=greeting,
+                examples=[{"text": example} for example in examples],
+                editable="user",
+                elem_id="chat",
+                **look,
+            )
+            label = Text("基座模型", "The base model")
+            self.other = words(gr.Chatbot, label=label, visible=False, elem_id="other", **look)
+        self.box = words(gr.Textbox, placeholder=PLACEHOLDER, show_label=False, max_lines=8, submit_btn=True,
+                         autofocus=True, elem_id="box")  # fmt: skip
+        self.status = gr.Markdown(elem_id="status")
+
+    def settings(self, words: Words, longest: int) -> None:
+        """What the model is told, how it writes, and what can be taken away. `longest`: answer in tokens."""
+        import gradio as gr
+
+        system = Text("系统提示（可留空）", "System prompt (may stay empty)")
+        self.system = words(gr.Textbox, label=system, lines=2, max_lines=6, elem_id="system")
+        self.temperature = words(gr.Slider, 0, 1.5, 0.7, step=0.1, elem_id="temperature",
+                                 label=Text("随机性", "Temperature"),
+                                 info=Text("0：总取最可能的词", "0: always the likeliest word"))  # fmt: skip
+        self.top_p = words(gr.Slider, 0.1, 1, 0.9, step=0.05, label=Text("核采样 top-p", "Nucleus (top-p)"))
+        self.longest = words(gr.Slider, 16, longest, min(512, longest), step=16, elem_id="longest",
+                             label=Text("最长回答（词元）", "Longest answer (tokens)"))  # fmt: skip
+        self.penalty = words(gr.Slider, 1, 1.5, 1, step=0.05, label=Text("重复惩罚", "Repetition penalty"))
+        self.compare = words(gr.Checkbox, label=Text("与基座模型对比", "Compare with the base model"),
+                             visible=self.base is not None, elem_id="compare")  # fmt: skip
+        with gr.Row():
+            self.export = words(gr.Button, value=Text("导出对话", "Export"), size="sm", min_width=90, elem_id="export")
+            self.clear = words(gr.Button, value=Text("新对话", "New chat"), size="sm", min_width=90, elem_id="clear")
+        file = html.escape(str(self.preference_file))
+        words(gr.Markdown, value=Text(*(text.format(file) for text in THUMBS)), elem_id="kept")
+
+    def connect(self) -> None:
+        """Let questions, buttons and thumbs do what they say."""
+        import gradio as gr
+
+        quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+        drawn = [self.state, self.bot, self.other, self.box, self.status]
+
+        def edit(conversation: Conversation, language: str, event: gr.EditData) -> tuple:
+            return self.ask_again(conversation, language, event.index, event.value)
+
+        def pick(conversation: Conversation, language: str, event: gr.SelectData) -> tuple:
+            return self.ask(event.value["text"], conversation, language)
+
+        def judge(conversation: Conversation, language: str, event: gr.LikeData) -> None:
+            self.judge(conversation, language, event.index, event.liked, other=False)
+
+        def judge_other(conversation: Conversation, language: str, event: gr.LikeData) -> None:
+            self.judge(conversation, language, event.index, event.liked, other=True)
+
+        who = [self.state, self.language]
+        settings = [self.system, self.temperature, self.top_p, self.longest, self.penalty, self.compare]
+        for asked in (
+            self.box.submit(self.ask, [self.box, *who], drawn, **quick),
+            self.bot.example_select(pick, who, drawn, **quick),
+            self.bot.retry(self.ask_again, who, drawn, **quick),
+            self.bot.edit(edit, who, drawn, **quick),
+        ):
+            asked.success(
+                self.answer, [*who, *settings], [self.bot, self.other, self.status], concurrency_id="answers",
+                show_progress="minimal", api_visibility="private",
+            ).then(self.rest, self.state, self.box, **quick)  # fmt: skip
+        self.box.stop(self.stop, self.state, self.box, **quick)
+        self.bot.undo(self.undo, who, drawn, **quick)
+        gr.on([self.clear.click, self.bot.clear], self.forget, self.state, drawn, **quick)
+        self.bot.like(judge, who, None, **quick)
+        self.other.like(judge_other, who, None, **quick)
+        self.compare.change(
+            lambda on: (gr.update(show_label=on), gr.update(visible=on)), self.compare, [self.bot, self.other], **quick
+        )
+        text = gr.Textbox(visible=False)
+        self.export.click(self.exported, who, text, **quick).success(None, text, None, js=DOWNLOAD, **quick)
+
+    def ask(self, question: str, conversation: Conversation, language: str) -> tuple:
+        """A new question, which ends the answer that is being written. Without text nothing happens."""
+        import gradio as gr
+
+        question = stripped(question or "")
+        if len(question) > LONGEST_QUESTION:
+            gr.Warning(TOO_LONG.said(language).format(len(question), LONGEST_QUESTION))
+        if not 0 < len(question) <= LONGEST_QUESTION:
+            return conversation, *[gr.skip()] * 4
+        conversation.turns.append(Turn(question))
+        return self._begin(conversation, language)
+
+    def ask_again(self, conversation: Conversation, language: str, index: int = -1, question: str = "") -> tuple:
+        """The last question once more, or the question at `index` of the chatbot in other words."""
+        if index >= 0:
+            del conversation.turns[conversation.place(index) :]
+            return self.ask(question, conversation, language)
+        return self._begin(conversation, language)
+
+    def _begin(self, conversation: Conversation, language: str) -> tuple:
+        import gradio as gr
+
+        conversation.running = object()
+        conversation.turns[-1].answer = conversation.turns[-1].other = ""
+        box = gr.update(value="", submit_btn=False, stop_btn=True)
+        return conversation, *self._drawn(conversation, language), box, ""
+
+    def _drawn(self, conversation: Conversation, language: str) -> tuple:
+        return conversation.shown(language), conversation.shown(language, other=True)
+
+    def answer(
+        self,
+        conversation: Conversation,
+        language: str,
+        system: str,
+        temperature: float,
+        top_p: float,
+        longest: int,
+        penalty: float,
+        compare: bool,
+    ) -> Iterator[tuple]:
+        """Write the answer to the last question. Ends at once where it was stopped while it stood in line."""
+        import gradio as gr
+
+        mine = conversation.running
+        if mine is None:
+            yield gr.skip(), gr.skip(), gr.skip()
+            return
+        turn, number, began = conversation.turns[-1], len(conversation.turns) - 1, time.monotonic()
+        if turn.system != (system := stripped(system)):
+            turn.system, turn.votes = system, {}
+        request = Request(conversation.prompt(number), seed=random.randrange(2**31))
+        engines = [self.engine, self.base] if compare and self.base else [self.engine]
+        try:
+            sampling = Sampling(int(longest), temperature, top_p, penalty)
+            streams = [engine.stream(request, sampling) for engine in engines]
+            for texts in follow(streams, lambda: conversation.running is mine):
+                turn.answer, turn.other = [*texts, ""][:2]
+                yield *self._drawn(conversation, language), ""
+        except ValueError as error:
+            raise gr.Error(html.escape(str(error)), print_exception=False) from error
+        finally:
+            if conversation.running is mine:
+                conversation.running = None
+        turn.votes = {text: None for text in (turn.answer, turn.other) if text} | turn.votes
+        yield *self._drawn(conversation, language), note(streams[0].answer, time.monotonic() - began, language)
+
+    def rest(self, conversation: Conversation) -> dict:
+        """The question box when no answer is being written."""
+        import gradio as gr
+
+        return gr.skip() if conversation.running else gr.update(submit_btn=True, stop_btn=False)
+
+    def stop(self, conversation: Conversation) -> dict:
+        """End the answer at the next token; what is there stays."""
+        conversation.running = None
+        return self.rest(conversation)
+
+    def undo(self, conversation: Conversation, language: str) -> tuple:
+        """Take the last question back into the box."""
+        import gradio as gr
+
+        conversation.running = None
+        question = conversation.turns.pop().question if conversation.turns else ""
+        return conversation, *self._drawn(conversation, language), gr.update(value=question), ""
+
+    def forget(self, conversation: Conversation) -> tuple:
+        """Begin a new conversation."""
+        conversation.turns, conversation.running = [], None
+        return conversation, [], [], self.rest(conversation), ""
+
+    def judge(
+        self, conversation: Conversation, language: str, index: int, liked: bool | str, other: bool = False
+    ) -> None:
+        """A thumb up, down or (an empty string) taken back; pairs that it makes are saved."""
+        import gradio as gr
+
+        number = conversation.place(index, other)
+        turn = conversation.turns[number]
+        pairs = vote(turn, turn.other if other else turn.answer, liked if isinstance(liked, bool) else None)
+        append_rows(self.preference_file, preference_rows(conversation.prompt(number), pairs))
+        if isinstance(liked, bool):
+            gr.Info(KEPT.said(language).format(len(pairs)) if pairs else ALONE.said(language))
+
+    def exported(self, conversation: Conversation, language: str) -> str:
+        """The conversation as a training record."""
+        import gradio as gr
+
+        if not any(turn.answer for turn in conversation.turns):
+            raise gr.Error(NO_ANSWER.said(language), print_exception=False)
+        return export(conversation)
+
+
+def note(answer: Answer, seconds: float, language: str) -> str:
+    """One line on an answer: tokens, time, and what was cut."""
+    told = WRITTEN.said(language).format(answer.completion_tokens, seconds) + ENDS[answer.finish_reason].said(language)
+    return told + TRUNCATED.said(language) * answer.truncated
