@@ -64,7 +64,7 @@ def main() -> None:
     results = {
         split: score(extractor, [row for row in rows if row["split"] == split], options.show and split == "dev")
         for split in ("dev", "test")
-    }
+    } | {"all": score(extractor, rows)}
     print(json.dumps(results, indent=2))
     target = ROOT / "benchmarks" / "results" / "causal_extraction.json"
     target.parent.mkdir(exist_ok=True)

@@ -1,17 +1,16 @@
 """What does the patient say they have? Findings and risks in text: present, absent or not known; whose; since when.
 
-Names and synonyms of the network are looked for, the longest first, also where other words stand inside them
-(头有点疼, 发了三天烧, 胸口不疼); measured values are compared with thresholds. What is said about each of them is
-read from the words before and behind it in its clause. Everything is a rule that can be read, and
-`data/causal/labelled.jsonl` measures the rules.
+`naming` finds the words; what is said about each of them is read here, from the words before and behind it in its
+clause, with the patterns of `wording`. Everything is a rule that can be read, and `data/causal/labelled.jsonl`
+measures the rules.
 """
 
 import re
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from medical_qwen.causal import wording
+from medical_qwen.causal.naming import Names, fold
 from medical_qwen.causal.network import Network
 
 
@@ -28,71 +27,17 @@ class Mention:
     severity: str | None = None  # mild, moderate, severe
 
 
-@dataclass(frozen=True)
-class Term:
-    """A way to say a finding. `gap`: the part inside it that may hold other words, as named groups."""
-
-    id: str
-    pattern: re.Pattern[str]
-    length: int
-
-
-# quantity, the words that announce it, unit words that may follow, [(id, at least, below)]; ids that a network lacks
-# are skipped. A value outside says that the finding is absent.
-MEASURES = (
-    (r"体温|烧到|发烧|高烧|低烧|发热|温度|量了?一?下?是?|temperature|fever",
-     r"(?P<a>3[4-9]|4[0-3])(?:[.度](?P<b>\d))?\s*(?:度|℃|°c|c\b)?",
-     (("fever", 37.3, 46),)),
-    (r"血压|高压|收缩压|bp|blood pressure", r"(?P<a>\d{2,3})(?:\s*/\s*\d{2,3})?",
-     (("high_blood_pressure", 140, 400), ("low_blood_pressure", 0, 90))),
-    (r"心率|脉搏|心跳|heart rate|pulse", r"(?P<a>\d{2,3})", (("tachycardia", 100, 400),)),
-    (r"血糖|blood sugar|glucose", r"(?P<a>\d{1,2})(?:\.(?P<b>\d+))?",
-     (("high_blood_glucose", 11.1, 90), ("low_blood_glucose", 0, 3.9))),
-    (r"血氧|氧饱和度?|spo2|oxygen", r"(?P<a>\d{2,3})\s*%?", (("low_oxygen_saturation", 0, 94),)),
-)  # fmt: skip
-_BETWEEN = r"[^，。；！？,;!?\d]{0,6}?"
-
-_PAIN = {"疼痛": "(?:疼痛|疼|痛)", "疼": "(?:疼痛|疼|痛)", "痛": "(?:疼痛|疼|痛)"}
-# Ends of terms that people pull apart from what they belong to: 头疼 -> 头一直很疼.
-_PREDICATES = re.findall(
-    r"\S+",
-    "疼痛 疼 痛 晕 麻木 麻 水肿 肿胀 肿大 肿 痒 胀 闷 慌 酸 抖 红 黄 紧 干 冷 "
-    "僵硬 硬 出血 流血 发麻 发抖 发紫 发黄 发红 发黑 发冷 发胀 发闷 发紧 发痒 发干 发白 发热 发烫 无力 没劲 "
-    "没力气 模糊 抽筋 不适 不舒服 难受 下降 减轻 增加 歪 斜 苍白 僵 不清 重影 变差 减退 变细 变黑 黑",
-)
-# Verbs with an object that people pull apart: 发烧 -> 发了三天烧, 出汗 -> 出了一身冷汗.
-_VERBS = "发出咳流拉吐掉尿便抽失打起呕冒"
-_FILL = (
-    r"(?:有点儿?|有些|一点儿?|很|挺|好|特别|非常|老是?|总是?|一直|经常|时不时|偶尔|也|都|又|就|还|在|开始|突然"
-    r"|忽然|越来越|更|最近|"
-    r"这几天|一阵一?阵(?:地|的)?|隐隐(?:作|地|的)?|阵发性(?:的)?|持续(?:性)?(?:的)?|莫名|稍微|轻微(?:的)?"
-    r"|剧烈(?:的)?|比较|感觉|觉得|那里|这里|"
-    r"里面?|上面?|处|的时候|得?厉害|特|巨|超|老|周围|附近|位置|部位?|[左右]侧?|两侧|两边|双)*"
-)
-_NOT = r"(?P<not>(?:也|都|倒|并)?(?:不怎么|不太|没怎么|不再|不是|没有?|不))?"
-_OBJECT = (
-    r"(?:了|过|着|点儿?|些|很多|好多|一身|满身|大量|几|[一二三四五六七八九十两\d]+|天|次|回|口|身|斤|公斤|个?月|周"
-    r"|大|高|低|冷|热|不少|的|鲜|浓){0,5}"
-)
-
-
 class Extractor:
     """Reads findings and risks of one network out of text."""
 
     def __init__(self, network: Network) -> None:
-        self._terms = list(_terms(network))
-        self._ids = frozenset(network.nodes)
-        self._family = [
-            (node.id, _family_words([node.zh, *network.synonyms.get(node.id, ())]))
-            for node in network.risks
-            if node.id.startswith("family_history")
-        ]
+        self._names = Names(network)
 
     def read(self, text: str) -> list[Mention]:
-        """The mentions in the order of the text. One word names one thing: the longest match wins."""
+        """The mentions in the order of the text; what a sentence says twice is one of them."""
         folded = fold(text)
-        found = sorted(self._matches(folded), key=lambda one: (one.start, one.end))
-        return list(_described(folded, found))
+        named = [Mention(one.id, one.state, one.start, one.end) for one in self._names.find(folded)]
+        return list(_described(folded, named))
 
     def settled(self, text: str) -> int:
         """How far a text that still grows is final: up to its last finished sentence, in characters.
@@ -100,77 +45,6 @@ class Extractor:
         Words behind a finding may still deny it, so a clause alone is not enough.
         """
         return max((hit.end() for hit in wording.SENTENCE.finditer(text)), default=0)
-
-    def _matches(self, text: str) -> list[Mention]:
-        """Findings wherever they are named, all `present` so far, or `absent` where the denial is inside the words."""
-        candidates = [
-            (term.length, hit.start(), hit.end(), term.id, "absent" if hit.groupdict().get("not") else "present")
-            for term in self._terms
-            for hit in term.pattern.finditer(text)
-        ]
-        candidates += [(100, *one) for one in self._measured(text)] + [(50, *one) for one in self._inherited(text)]
-        taken: list[Mention] = []
-        for _, start, end, name, state in sorted(candidates, key=lambda one: (-one[0], one[1])):
-            if all(end <= other.start or start >= other.end for other in taken):
-                taken.append(Mention(name, state, start, end))
-        return taken
-
-    def _measured(self, text: str) -> Iterator[tuple[int, int, str, str]]:
-        for words, value, ranges in MEASURES:
-            for hit in re.finditer(rf"(?:{words}){_BETWEEN}{value}", text):
-                number = float(f"{hit['a']}.{hit.groupdict().get('b') or 0}")
-                known = [(name, low <= number < high) for name, low, high in ranges if name in self._ids]
-                inside = [name for name, holds in known if holds]
-                for name, state in [(n, "present") for n in inside] or [(n, "absent") for n, _ in known[:1]]:
-                    yield hit.start(), hit.end(), name, state
-
-    def _inherited(self, text: str) -> Iterator[tuple[int, int, str, str]]:
-        """`父亲有冠心病` is a risk of the patient's own: a family history."""
-        for name, words in self._family:
-            if words is None:
-                continue
-            for relative in wording.BLOOD.finditer(text):
-                rest = wording.SENTENCE.split(text[relative.end() :], maxsplit=1)[0]
-                rest = wording.SELF.split(rest, maxsplit=1)[0]
-                if hit := words.search(rest):
-                    yield relative.end() + hit.start(), relative.end() + hit.end(), name, "present"
-
-
-def fold(text: str) -> str:
-    """Lower case and half width, character by character, so that positions stay those of the text."""
-
-    def one(char: str) -> str:
-        plain = unicodedata.normalize("NFKC", char).lower()
-        return plain if len(plain) == 1 and char not in "，：；！？（）" else char
-
-    return "".join(map(one, text))
-
-
-def _terms(network: Network) -> Iterator[Term]:
-    for node in (*network.risks, *network.findings):
-        names = {node.zh, node.en, *network.synonyms.get(node.id, ())}
-        for name in filter(None, map(fold, map(str.strip, names))):
-            yield Term(node.id, re.compile(_pattern(name)), len(name))
-
-
-def _pattern(name: str) -> str:
-    """A regular expression for a name, with room for the words that people put into it."""
-    if name.isascii():
-        return rf"(?<![a-z]){re.escape(name)}(?:s|es)?(?![a-z])"
-    for predicate in sorted(_PREDICATES, key=len, reverse=True):
-        subject = name.removesuffix(predicate)
-        if subject and subject != name and subject[-1] not in "发不没有无":
-            return rf"{re.escape(subject)}{_FILL}{_NOT}{_FILL}{_PAIN.get(predicate, re.escape(predicate))}"
-    if len(name) == 2 and name[0] in _VERBS:
-        return rf"{name[0]}{_OBJECT}{re.escape(name[1])}|(?P<not>不|没|退){re.escape(name[1])}(?=了|过)"
-    return re.escape(name)
-
-
-def _family_words(names: list[str]) -> re.Pattern[str] | None:
-    """What a family history is of: the names without the words for the family."""
-    bare = {re.sub(r"家族|遗传|家里人?|史|有|的|父母|父亲|母亲|亲属|一级|早发", "", fold(name)) for name in names}
-    bare = {re.escape(word) for word in bare if len(word) > 1 and not word.isascii()}
-    return re.compile("|".join(sorted(bare, key=len, reverse=True))) if bare else None
 
 
 # --- what is said about them -----------------------------------------------------------------------------------------
@@ -198,7 +72,8 @@ def _described(text: str, mentions: list[Mention]) -> Iterator[Mention]:
             if not mine:
                 read = _late_severity(read, text[a:b])
         who, position = _person(text, position, end, who)
-        yield from read
+        said = {(one.id, one.state, one.who): one for one in reversed(read)}
+        yield from (one for one in read if said[one.id, one.state, one.who] is one)
 
 
 def _pieces(text: str, separator: re.Pattern[str]) -> Iterator[tuple[int, int]]:
@@ -259,12 +134,14 @@ def _state(
         return None if known else "unknown"
     if wording.ASKED.search(before) and not (cue and cue[0] == "unknown"):
         return None
-    if wording.AFTER_UNKNOWN.match(tail):
+    if re.match(r"会不会|能不能", tail):
+        return None
+    if one.state == "unknown" or wording.AFTER_UNKNOWN.match(tail):
         return "unknown"
     if one.state == "absent" or wording.AFTER_ABSENT.match(tail) or wording.GONE.match(following.strip()):
         return "absent"
     if cue is None:
-        return "absent" if carry == "absent" and before.strip("、 ") == "" else "present"
+        return "absent" if carry == "absent" and not wording.LIST.sub("", before) else "present"
     kind, words = cue
     if kind in ("present", "unknown"):
         return kind

@@ -41,7 +41,7 @@ AFTER_ABSENT = re.compile(
     r"|现在|一直|从来|已经?|早就|基本上?|暂时|全)*"
     r"(?:没有?(?:过|了|出现)?|无|否认|不明显|未见|未出现|阴性|没了|消失|好了|缓解了?|消退|退了|停了|不是|\(-\)"
     r"|（-）|\b(?:is|are|was)? ?"
-    r"(?:absent|negative|gone|none)\b)(?:过|了|的|啊|呢|吧|呀|哈)*\s*$",
+    r"(?:absent|negative|gone|none)(?: now)?\b)(?:过|了|的|啊|呢|吧|呀|哈)*\s*$",
     re.I,
 )
 AFTER_UNKNOWN = re.compile(
@@ -52,7 +52,7 @@ AFTER_UNKNOWN = re.compile(
 )
 GONE = re.compile(
     r"^(?:症状)?(?:已经?|现在|也|都|就|早就)*(?:好了|消失了?|没了|退了|停了|缓解了|止住了|不(?:疼|痛|烧|咳|晕"
-    r"|吐|拉)了)"
+    r"|吐|拉)了|正常了|没事了)"
 )
 # A question, a fear or a condition states nothing: "could it be …?", "what if …".
 ASKED = re.compile(
@@ -71,7 +71,7 @@ _BLOOD = (
     "祖父|祖母|兄弟|姐妹|儿子|女儿|孩子|宝宝|娃"
 )
 _OTHERS = (
-    "老婆|老公|爱人|丈夫|妻子|媳妇|对象|男朋友|女朋友|岳父|岳母|公公|婆婆|同事|朋友|室友|同学|邻居|家里人|家人"
+    "老婆|老公|先生|太太|他爸|他妈|爱人|丈夫|妻子|媳妇|对象|男朋友|女朋友|岳父|岳母|公公|婆婆|同事|朋友|室友|同学|邻居|家里人|家人"
     "|亲戚|别人"
 )
 RELATIVE = re.compile(
