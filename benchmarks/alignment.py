@@ -6,7 +6,7 @@ Of the pairs those are taken whose longer answer with its prompt is at most --lo
 
 * rm: reward model; accuracy on held-out pairs with its 95 % interval.
 * dpo: reward accuracy and margin on the same held-out pairs, over the steps.
-* grpo: exam questions, rewarded for a fixed form of the answer and for the right letter; mean reward over the steps.
+* grpo: exam questions, rewarded for beginning with option letters and for the right ones; mean reward over the steps.
 * ppo: three seeds against the reward model of `rm`; its score on held-out prompts, and the KL, over the steps.
 
 Every run is a command that is printed; one that is complete is not run again. Figures and curves go to
@@ -26,8 +26,8 @@ SHARED = ROOT.parent / "shared"
 LORA = ["--use_peft", "True", "--lora_r", "16", "--lora_alpha", "32", "--gradient_checkpointing", "False"]
 QUIET = ["--report_to", "none", "--logging_steps", "1", "--save_strategy", "no", "--disable_tqdm", "True"]
 HELD_OUT = ["--validation_split_ratio", "0.35"]
-FORM = "答案：[A-E]+"
-SYSTEM = "回答单选或多选题。只写一行“答案：”和选项字母，例如“答案：B”，不要解释。"
+FORM = r"[A-E]+(?:[.、：:。，,\s].*)?"  # begins with the letters
+SYSTEM = "回答选择题。第一个字就写选项字母，例如“B”或“ACD”，然后再写理由。"
 SEEDS = (1, 2, 3)
 
 

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ppo_speed import make_reward, peak_beyond, resident
+from ppo_speed import make_reward, peak_beyond, resident, write_result
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = {"sft": "SFT, LoRA", "ppo": "PPO, LoRA, one base", "full": "PPO, full, four models"}
@@ -36,6 +36,14 @@ def main() -> None:
     print(f"{'':28}{'peak':>12}{'as against SFT':>18}")
     for kind, name in KINDS.items():
         print(f"{name:28}{peaks[kind] / 2**20:>8.0f} MiB{peaks[kind] / peaks['sft']:>18.2f}")
+    write_result(
+        "ppo_memory",
+        {"settings": {name: value for name, value in vars(options).items() if name not in ("kind", "folder")}}
+        | {
+            kind: {"mib": round(peaks[kind] / 2**20), "ratio_to_sft": round(peaks[kind] / peaks["sft"], 3)}
+            for kind in KINDS
+        },
+    )
 
 
 def parse() -> argparse.Namespace:

@@ -56,6 +56,27 @@ def main() -> None:
         f"TRL / ours: time {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}), "
         f"memory {memory['trl'] / memory['ours']:.2f}; {options.steps} steps each"
     )
+    write_result(
+        "ppo_speed_full" if options.full else "ppo_speed",
+        {
+            "settings": {name: value for name, value in vars(options).items() if name not in ("worker", "folder")},
+            "seconds_per_step": {name: [round(value, 2) for value in values] for name, values in seconds.items()},
+            "time_ratio": {"median": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios)},
+            "memory_mib": {name: round(value / 2**20) for name, value in memory.items()},
+            "memory_ratio": memory["trl"] / memory["ours"],
+        },
+    )
+
+
+def write_result(name: str, figures: dict) -> None:
+    """To benchmarks/results/NAME.json; paths are kept as names of files."""
+    figures["settings"] = {
+        key: Path(value).name if isinstance(value, str) and "/" in value else value
+        for key, value in figures["settings"].items()
+    }
+    target = ROOT / "benchmarks" / "results" / f"{name}.json"
+    target.parent.mkdir(exist_ok=True)
+    target.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
 def parse() -> argparse.Namespace:
