@@ -53,7 +53,8 @@ def commands(options: argparse.Namespace) -> dict[str, list[str]]:
     for seed in SEEDS:
         found[f"ppo-{seed}"] = [
             "ppo_training.py", *model, *pairs, "--reward_model_path", str(Path(options.output) / "rm"),
-            "--max_prompt_length", "256", "--max_completion_length", "64", "--per_device_train_batch_size", "16",
+            "--max_prompt_length", "384", "--max_completion_length", "64", "--max_eval_samples", "64",
+            "--per_device_train_batch_size", "16",
             "--gradient_accumulation_steps", "2", "--num_ppo_epochs", "2", "--max_steps", "60", "--learning_rate",
             "1e-4", "--value_learning_rate", "3e-4", "--lr_scheduler_type", "constant", "--target_kl", "8",
             "--kl_horizon", "400", "--kl_coef", "0.05", *each, "--eval_steps", "10", "--seed", str(seed),
