@@ -29,6 +29,7 @@ HELD_OUT = ["--validation_split_ratio", "0.35"]
 FORM = r"[A-E]+(?:[.、：:。，,\s].*)?"  # begins with the letters
 SYSTEM = "回答选择题。第一个字就写选项字母，例如“B”或“ACD”，然后再写理由。"
 SEEDS = (1, 2, 3)
+TARGET_KL = 8  # nats per answer
 
 
 def commands(options: argparse.Namespace) -> dict[str, list[str]]:
@@ -41,23 +42,23 @@ def commands(options: argparse.Namespace) -> dict[str, list[str]]:
         "rm": ["reward_modeling.py", *model, *pairs, "--max_length", length, "--num_train_epochs", "2",
                "--per_device_train_batch_size", "8", "--learning_rate", "3e-4", "--lr_scheduler_type", "cosine",
                "--train_sampling_strategy", "group_by_length", *each, "--eval_steps", "20"],
-        "dpo": ["dpo_training.py", *model, *pairs, "--max_length", length, "--num_train_epochs", "2",
-                "--per_device_train_batch_size", "8", "--learning_rate", "2e-4", "--lr_scheduler_type", "cosine",
-                "--beta", "0.1", *each, "--eval_steps", "20"],
+        "dpo": ["dpo_training.py", *model, *pairs, "--max_length", length, "--num_train_epochs", "1",
+                "--per_device_train_batch_size", "8", "--learning_rate", "3e-4", "--lr_scheduler_type", "cosine",
+                "--beta", "0.1", *each, "--eval_steps", "15"],
         "grpo": ["grpo_training.py", *model, "--train_file_dir", str(ROOT / "data" / "grpo" / "exam.jsonl"),
                  "--reward_funcs", f"format(format_pattern={FORM!r})", "choice", "--system_prompt", SYSTEM,
-                 "--num_generations", "8", "--per_device_train_batch_size", "32", "--temperature", "1.0",
-                 "--max_completion_length", "24", "--max_steps", "60", "--learning_rate", "5e-4",
-                 "--lr_scheduler_type", "constant_with_warmup", "--warmup_steps", "3", "--beta", "0.0"],
+                 "--num_generations", "16", "--per_device_train_batch_size", "32", "--temperature", "1.0",
+                 "--max_completion_length", "12", "--max_steps", "60", "--learning_rate", "1e-4",
+                 "--lr_scheduler_type", "constant_with_warmup", "--warmup_steps", "3", "--beta", "0.02"],
     }  # fmt: skip
     for seed in SEEDS:
         found[f"ppo-{seed}"] = [
-            "ppo_training.py", *model, *pairs, "--reward_model_path", str(Path(options.output) / "rm"),
-            "--max_prompt_length", "384", "--max_completion_length", "64", "--max_eval_samples", "64",
-            "--per_device_train_batch_size", "16",
-            "--gradient_accumulation_steps", "2", "--num_ppo_epochs", "2", "--max_steps", "60", "--learning_rate",
-            "1e-4", "--value_learning_rate", "3e-4", "--lr_scheduler_type", "constant", "--target_kl", "8",
-            "--kl_horizon", "400", "--kl_coef", "0.05", *each, "--eval_steps", "10", "--seed", str(seed),
+            "ppo_training.py", *model, "--train_file_dir", str(Path(options.output) / "prompts.jsonl"), *HELD_OUT,
+            "--max_eval_samples", "32", "--reward_model_path", str(Path(options.output) / "rm"),
+            "--max_prompt_length", "192", "--max_completion_length", "48", "--per_device_train_batch_size", "8",
+            "--gradient_accumulation_steps", "2", "--num_ppo_epochs", "2", "--max_steps", "50", "--learning_rate",
+            "2e-4", "--value_learning_rate", "5e-4", "--lr_scheduler_type", "constant", "--target_kl", str(TARGET_KL),
+            "--kl_horizon", "200", "--kl_coef", "0.05", *each, "--eval_steps", "10", "--seed", str(seed),
         ]  # fmt: skip
     return found
 
@@ -68,6 +69,7 @@ def main() -> None:
     parser.add_argument("--pairs", default=str(SHARED / "data" / "medicalgpt" / "reward" / "dpo_zh_500.jsonl"))
     parser.add_argument("--output", default=str(ROOT / "outputs" / "alignment"))
     parser.add_argument("--longest", type=int, default=640)
+    parser.add_argument("--longest_prompt", type=int, default=100, help="of PPO, in tokens")
     parser.add_argument("--only", nargs="+", help="names of runs")
     options = parser.parse_args()
     select(options)
@@ -82,21 +84,25 @@ def main() -> None:
 
 
 def select(options: argparse.Namespace) -> None:
-    """Write the pairs that are short enough."""
+    """Write the pairs, and the prompts for PPO, that are short enough."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(options.model_name_or_path)
     lines = Path(options.pairs).read_text(encoding="utf-8").splitlines()
-    kept = []
+    pairs, prompts = [], []
     for line in lines:
         row = json.loads(line)
         prompt = "".join(turn["value"] for turn in row["conversations"])
-        texts = [prompt + row["chosen"], prompt + row["rejected"]]
-        if max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"])) <= options.longest:
-            kept.append(line)
+        texts = [prompt, prompt + row["chosen"], prompt + row["rejected"]]
+        asked, *whole = map(len, tokenizer(texts, add_special_tokens=False)["input_ids"])
+        if max(whole) <= options.longest:
+            pairs.append(line)
+        if asked <= options.longest_prompt:
+            prompts.append(line)
     Path(options.output).mkdir(parents=True, exist_ok=True)
-    (Path(options.output) / "pairs.jsonl").write_text("\n".join(kept) + "\n", encoding="utf-8")
-    print(f"{len(kept)} of {len(lines)} pairs are at most {options.longest} tokens long", flush=True)
+    for name, kept in (("pairs", pairs), ("prompts", prompts)):
+        (Path(options.output) / f"{name}.jsonl").write_text("\n".join(kept) + "\n", encoding="utf-8")
+        print(f"{len(kept)} of {len(lines)} {name} are short enough", flush=True)
 
 
 def report(output: Path) -> None:
@@ -164,7 +170,7 @@ def plot(histories: dict[str, list[dict]], path: Path) -> None:
         axis.grid(alpha=0.3)
     for axis in axes.flat[4:]:
         axis.legend()
-    axes.flat[5].axhline(8, linestyle="--", color="grey", linewidth=1)
+    axes.flat[5].axhline(TARGET_KL, linestyle="--", color="grey", linewidth=1)
     figure.tight_layout()
     figure.savefig(path)
 
