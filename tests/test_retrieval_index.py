@@ -142,6 +142,37 @@ def test_files_elsewhere_stay_and_a_file_that_is_gone_leaves(tmp_path, docs):
         index.update([tmp_path / "nowhere"])
 
 
+def test_an_index_among_its_documents_and_beside_others(tmp_path, docs):
+    """The index's own files are no documents, and a folder above it is not everything that is above."""
+    index = Index.build(docs / "index", [docs, tmp_path], progress=False)
+    assert sorted(set(index.files)) == ["docs/糖尿病.txt", "docs/问答.jsonl", "docs/高血压.md"]
+    outside = tmp_path.parent / f"{tmp_path.name}.txt"
+    outside.write_text("胸痛请拨打急救电话。", "utf-8")
+    index.update([outside], progress=False)
+    (docs / "糖尿病.txt").unlink()
+    assert index.update([docs], progress=False).deleted == ["docs/糖尿病.txt"]
+    assert outside.name in index.files
+
+
+def test_nothing_new_changes_nothing(tmp_path, docs):
+    index = build(tmp_path, docs)
+    before = content(tmp_path / "index")
+    (docs / "高血压.md").touch()
+    update = index.update([docs], progress=False)
+    assert (update.unchanged, update.new_passages, content(tmp_path / "index")) == (3, 0, before)
+
+
+def test_an_interrupted_update_can_still_be_searched(tmp_path, docs, monkeypatch):
+    index = build(tmp_path, docs)
+    (docs / "骨折.txt").write_text("骨折后应当固定。", "utf-8")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(index_module, "prepare", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        index.update([docs], progress=False)
+    assert top(index, "停药") == ["按时服药，不要自行停药。"]
+    index.update([docs], progress=False)
+    assert top(index, "骨折") == ["骨折后应当固定。"]
+
+
 def test_an_index_moves_with_its_documents(tmp_path, docs):
     build(tmp_path, docs)
     moved = tmp_path / "elsewhere"

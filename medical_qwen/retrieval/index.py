@@ -146,13 +146,18 @@ class Index:
         A file is known by its content: new and changed ones are read and embedded, moved or copied ones are not. A
         known file below the paths that is gone leaves the index. Files that cannot be read are reported and skipped.
         """
-        begun = time.perf_counter()
+        begun, published = time.perf_counter(), self.state
         with self.store.writing():
-            self.state = self.store.read("progress.json") or self.store.read() or self.state
-            self._check()
-            update, files = self._plan([Path(path) for path in paths])
-            update.new_passages = self._ingest(files, progress)
-            self._publish(files)
+            try:
+                before = self.store.read()
+                self.state = self.store.read("progress.json") or before or self.state
+                self._check()
+                update, files = self._plan([Path(path) for path in paths])
+                update.new_passages = self._ingest(files, progress)
+                self._publish(files, before)
+            except BaseException:
+                self.state = published
+                raise
         self._searcher = None
         for name, key in files.values():
             content = self.state.contents[key]
@@ -182,10 +187,10 @@ class Index:
         for path in paths:
             if not path.exists() and self._name(path) not in files:
                 raise FileNotFoundError(f"{path} does not exist")
-            for file in find(path):
+            for file in find(path, self.store.directory):
                 name = str(file.relative_to(path if path.is_dir() else path.parent))
                 seen.add(own := self._name(file))
-                key = fingerprint(file)
+                key = known_by(file)
                 if own not in files:
                     update.added.append(name)
                 elif files[own][1] != key:
@@ -193,15 +198,16 @@ class Index:
                 else:
                     update.unchanged += 1
                 files[own] = [name, key]
-        roots = [self._name(path) for path in paths]
+        home, roots = os.path.realpath(self.store.directory), [os.path.realpath(path) for path in paths]
         for own in set(files) - seen:
-            if any(own == root or own.startswith(root + os.sep) for root in roots):
+            if any(Path(os.path.normpath(os.path.join(home, own))).is_relative_to(root) for root in roots):
                 update.deleted.append(files.pop(own)[0])
+        update.deleted.sort()
         return update, dict(sorted(files.items()))
 
     def _name(self, path: Path) -> str:
         """Path from the index's directory, so that both may move together."""
-        return os.path.relpath(os.path.abspath(path), os.path.abspath(self.store.directory))
+        return os.path.relpath(os.path.realpath(path), os.path.realpath(self.store.directory))
 
     def _ingest(self, files: dict[str, list[str]], progress: bool) -> int:
         """Append the passages of contents that the logs do not hold yet; how many there were."""
@@ -285,10 +291,13 @@ class Index:
             if content.first == content.last:
                 content.problem = "; ".join(item.notes) or "there is no text in it"
 
-    def _publish(self, files: dict[str, list[str]]) -> None:
-        """Let readers see it: contents without a file go, the word index is made, index.json is replaced."""
-        before = self.store.read()
+    def _publish(self, files: dict[str, list[str]], before: State | None) -> None:
+        """Let readers see it: contents without a file go, the search files are made, index.json is replaced."""
         used = {key for _, key in files.values()}
+        if before and before.files == files and used <= before.contents.keys():
+            self.state = before
+            (self.store.directory / "progress.json").unlink()
+            return
         self.state.files = files
         self.state.contents = {key: content for key, content in self.state.contents.items() if key in used}
         if len(self) * 2 < self.state.rows:
@@ -301,15 +310,26 @@ class Index:
         self.store.sweep({state.data for state in states} | {folder(self.store, state).name for state in states})
 
 
-def find(path: Path) -> list[Path]:
-    """The file, or the files below the folder, in sorted order; hidden ones are passed over."""
+def find(path: Path, apart: Path) -> list[Path]:
+    """The file, or the files below the folder but `apart`, in sorted order; hidden ones are passed over."""
     if path.is_file():
         return [path]
+    apart = apart.resolve()
     return sorted(
         file
         for file in path.rglob("*")
-        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts)
+        if file.is_file()
+        and not any(part.startswith(".") for part in file.relative_to(path).parts)
+        and not file.resolve().is_relative_to(apart)
     )
+
+
+def known_by(file: Path) -> str:
+    """The fingerprint of a file; of one that cannot be opened the reason, so that it is tried again when that goes."""
+    try:
+        return fingerprint(file)
+    except OSError as error:
+        return f"{file.name}: {error.strerror}"
 
 
 def batches(items: Iterable, size: int) -> Iterator[list]:

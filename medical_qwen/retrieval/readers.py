@@ -55,10 +55,11 @@ def read_document(path: str | Path) -> Document:
     path = Path(path)
     try:
         document = reader(path)(path)
-    except Unreadable:
+    except (Unreadable, ImportError, MemoryError):
         raise
-    except (OSError, zipfile.BadZipFile, EOFError, KeyError, ValueError, RecursionError) as error:
-        raise Unreadable(f"damaged or unreadable: {error or type(error).__name__}") from error
+    except Exception as error:  # parsers raise what they like on a damaged file; the others are still to be read
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise Unreadable(f"damaged or unreadable: {reason}") from error
     if not document.text.strip():
         raise Unreadable("; ".join(document.notes) or "there is no text in it")
     return document
