@@ -4,12 +4,13 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from medical_qwen.retrieval.document import Document, Section
+from medical_qwen.retrieval.document import Document
 
 # Ends of sentences, with the closing quotes and brackets behind them; a full stop only before a blank.
 SENTENCE_END = re.compile(r"[。！？!?；;…]+[”’」』）)】\"']*|\.(?=\s)|\n+")
 CLAUSE_END = re.compile(r"[，,、：:\s]")
 TOKEN = re.compile(r"[A-Za-z]+|\d+|\S")
+COUNTED = 512  # sections whose tokens are counted in one call
 WINDOW = 8  # characters a token that are looked at when one sentence is longer than a passage
 
 Count = Callable[[list[str]], list[int]]  # tokens of each text
@@ -40,18 +41,17 @@ def count_tokens(texts: list[str]) -> list[int]:
 
 def passages(document: Document, file: str, size: int, overlap: int, count: Count) -> Iterator[Passage]:
     """Every section as passages of at most `size` tokens; neighbours share whole sentences of at most `overlap`."""
-    for section in document.sections:
-        for start, end in spans(document.text, section, size, overlap, count):
-            yield Passage(document.text[start:end], file, section.page, section.heading, start, end)
+    text, sections = document.text, document.sections
+    for first in range(0, len(sections), COUNTED):
+        group = [(section, trimmed(text, section.start, section.end)) for section in sections[first : first + COUNTED]]
+        lengths = count([text[slice(*whole)] for _, whole in group])
+        for (section, whole), length in zip(group, lengths, strict=True):
+            for start, end in [whole] if length <= size else spans(text, whole, size, overlap, count):
+                yield Passage(text[start:end], file, section.page, section.heading, start, end)
 
 
-def spans(text: str, section: Section, size: int, overlap: int, count: Count) -> Iterator[tuple[int, int]]:
-    whole = trimmed(text, section.start, section.end)
-    if whole[0] >= whole[1]:
-        return
-    if count([text[slice(*whole)]])[0] <= size:
-        yield whole
-        return
+def spans(text: str, whole: tuple[int, int], size: int, overlap: int, count: Count) -> Iterator[tuple[int, int]]:
+    """The spans of the passages of a section that is longer than one."""
     pieces = sentences(text, *whole)
     lengths = count([text[start:end] for start, end in pieces])
     pieces, lengths = fitting(text, pieces, lengths, size, count)

@@ -1,12 +1,10 @@
 """Meaning as vectors: the embedding model that finds passages, and the cross-encoder that may sort what was found."""
 
-import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-logger = logging.getLogger(__name__)
 
 PROBE = "高血压患者应当低盐饮食，按时服药。Take 5 mg once a day."  # its vector tells one model from another
 SAME = 0.999  # cosine of the probe's vectors under one model on two devices or in two precisions
@@ -30,21 +28,24 @@ def precision(device: str | None) -> dict:
     return {"dtype": torch.float32} if on_cpu else {}
 
 
-class Encoder:
-    """An embedding model in the format of sentence-transformers.
+def spelling(tokenizer: Any) -> Callable[[str], str]:
+    """`str.lower` for a vocabulary without capitals, such as that of bge-small-zh, to which "CT" is unknown."""
+    return str.lower if tokenizer.unk_token_id in tokenizer("CT", add_special_tokens=False)["input_ids"] else str
 
-    Text is lower-cased: vocabularies of Chinese models often have no capitals, and "CT" would become unknown.
-    """
+
+class Encoder:
+    """An embedding model in the format of sentence-transformers."""
 
     def __init__(self, model: str | Path, device: str | None = None, batch_size: int = 32) -> None:
         self.name, self.batch_size = str(model), batch_size
         self.model = library().SentenceTransformer(self.name, device=device, model_kwargs=precision(device))
+        self.spell = spelling(self.model.tokenizer)
         self.dimension: int = self.model.get_embedding_dimension()
         self.query_prompt = "query" if "query" in self.model.prompts else None
 
     def count(self, texts: list[str]) -> list[int]:
         """Tokens of each text, without the marks at its ends."""
-        found = self.model.tokenizer([text.lower() for text in texts], add_special_tokens=False, verbose=False)
+        found = self.model.tokenizer([self.spell(text) for text in texts], add_special_tokens=False, verbose=False)
         return [len(ids) for ids in found["input_ids"]]
 
     @property
@@ -62,7 +63,7 @@ class Encoder:
 
     def _encode(self, texts: list[str], prompt: str | None) -> np.ndarray:
         vectors = self.model.encode(
-            [text.lower() for text in texts],
+            [self.spell(text) for text in texts],
             prompt_name=prompt,
             batch_size=self.batch_size,
             normalize_embeddings=True,
@@ -95,7 +96,8 @@ class Reranker:
     def __init__(self, model: str | Path, device: str | None = None, batch_size: int = 16) -> None:
         self.batch_size = batch_size
         self.model = library().CrossEncoder(str(model), device=device, model_kwargs=precision(device))
+        self.spell = spelling(self.model.tokenizer)
 
     def score(self, query: str, texts: list[str]) -> list[float]:
-        pairs = [(query.lower(), text.lower()) for text in texts]
+        pairs = [(self.spell(query), self.spell(text)) for text in texts]
         return [float(x) for x in self.model.predict(pairs, batch_size=self.batch_size, show_progress_bar=False)]
