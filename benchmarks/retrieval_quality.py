@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 DEPTH = 10
-KINDS = ("row", "case", "answer")
+KINDS = ("row", "answer", "case")
 
 
 @dataclass(frozen=True)
@@ -153,9 +153,9 @@ def main() -> None:
     for kind in KINDS:
         asked = choose(kind, rows, options.split, options.questions)
         result[kind] = evaluate(kind, rows, asked, encoder, reranker, options.folder)
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(result, ensure_ascii=False, indent=2) + "\n", "utf-8")
+        if options.output:
+            options.output.parent.mkdir(parents=True, exist_ok=True)
+            options.output.write_text(json.dumps(result, ensure_ascii=False, indent=2) + "\n", "utf-8")
 
 
 if __name__ == "__main__":
