@@ -9,6 +9,8 @@ from causal_networks import States, random_evidence, random_network
 from medical_qwen.causal import Evidence, Network, Node, gains, infer, predict
 from medical_qwen.causal import inference as causal_inference
 
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of pgmpy, about its own modules
+
 
 def test_posteriors_and_counterfactuals_equal_the_sum_over_all_states_on_200_networks():
     worst = 0.0

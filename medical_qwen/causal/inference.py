@@ -45,10 +45,9 @@ class Evidence:
     do: Mapping[str, bool] = field(default_factory=dict)
 
     def known(self, node: str) -> bool | None:
-        return self.do[node] if node in self.do else True if node in self.present else self.observed_absent(node)
-
-    def observed_absent(self, node: str) -> bool | None:
-        return False if node in self.absent else None
+        if node in self.do:
+            return self.do[node]
+        return True if node in self.present else False if node in self.absent else None
 
     def check(self, network: Network) -> None:
         """Raises ValueError for ids that the network does not have, and for contradictions."""
@@ -134,11 +133,12 @@ class _Problem:
         columns = (np.nonzero(self.strength[:, node])[0] for node in range(len(self.base)))
         return make_plan(tuple(sum(1 << int(cause) for cause in column) for column in columns))
 
-    def sums(self, plan: Plan, weight: np.ndarray) -> Sums:
+    def sums(self, plan: Plan, weight: np.ndarray, pairs: bool = False) -> Sums:
         """`sweep` in the worlds of `weight` (nodes, 2, worlds), as many at once as memory allows."""
         step = max(1, KEPT // plan.kept)
+        effects = range(self.first_finding, len(self.base) if pairs else self.first_finding)
         parts = [
-            sweep(plan, self.base, self.strength, weight[..., start : start + step], self.first_finding)
+            sweep(plan, self.base, self.strength, weight[..., start : start + step], effects)
             for start in range(0, weight.shape[2], step)
         ]
         scale = parts[0].log_scale
@@ -164,7 +164,7 @@ def infer(network: Network, evidence: Evidence) -> Posterior:
     are left out, one by one, and named in `left_out`.
     """
     problem, plan, left_out = _solvable(network, evidence)
-    sums = problem.sums(plan, problem.weight[:, :, None])
+    sums = problem.sums(plan, problem.weight[:, :, None], pairs=True)
     diseases = problem.all_diseases(sums.present)
     strength = network.strength[:, problem.present]
     missing = sums.without[problem.first_disease : problem.first_finding, problem.first_finding :, 0]  # N_kf

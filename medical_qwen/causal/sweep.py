@@ -48,7 +48,7 @@ class Sums:
     total: np.ndarray  # (worlds,) probability of the evidence, up to a factor common to all worlds
     log_scale: float  # logarithm of that factor
     present: np.ndarray  # (nodes, worlds) probability that the node is present, given the evidence
-    without: np.ndarray  # (nodes, nodes, worlds) P(k present, f absent, the rest) / P(evidence) for arrows k → f
+    without: np.ndarray  # (nodes, nodes, worlds) P(k present, f absent, the rest) / P(evidence), k → f
 
 
 def bits(mask: int) -> Iterator[int]:
@@ -199,11 +199,12 @@ def joined(absent: np.ndarray, present: np.ndarray, table: np.ndarray, axis: int
     return wider
 
 
-def sweep(plan: Plan, base: np.ndarray, strength: np.ndarray, weight: np.ndarray, first_finding: int) -> Sums:
+def sweep(plan: Plan, base: np.ndarray, strength: np.ndarray, weight: np.ndarray, effects: range) -> Sums:
     """Sum over all states of all nodes, in several worlds at once.
 
     `base` (nodes,); `strength` (nodes, nodes) from cause to effect; `weight` (nodes, 2, worlds): what a node's being
-    absent or present is multiplied with. Nodes from `first_finding` on are present findings: weights (0, 1).
+    absent or present is multiplied with, e.g. (0, 1) for a present finding; `effects`: the present findings for whose
+    arrows `Sums.without` is wanted.
     """
     table, log_scale, axes = np.ones(weight.shape[2]), 0.0, _Axes(plan)
     closing: list[np.ndarray] = []  # the table before each closing, for the way back
@@ -218,11 +219,11 @@ def sweep(plan: Plan, base: np.ndarray, strength: np.ndarray, weight: np.ndarray
             closing.append(table)
             absent, present = axes.states(table, node)
             axes.remove(node)
-            table = weight[node, 0] * absent + weight[node, 1] * present if node < first_finding else present.copy()
+            table = weight[node, 0] * absent + weight[node, 1] * present
             peak = table.max()
             table /= peak
             log_scale += np.log(peak)
-    present, without = _back(plan, base, strength, weight, first_finding, closing)
+    present, without = _back(plan, base, strength, weight, effects, closing)
     return Sums(table, log_scale, present, without)
 
 
@@ -231,7 +232,7 @@ def _back(
     base: np.ndarray,
     strength: np.ndarray,
     weight: np.ndarray,
-    first_finding: int,
+    effects: range,
     closing: list[np.ndarray],
 ) -> tuple[np.ndarray, np.ndarray]:
     """The sweep in reverse: `later` holds, for every state of the open nodes, the probability of what comes later.
@@ -250,10 +251,10 @@ def _back(
             present[node] = along / total
             axes.remove(node)
             for other in axes.nodes:
-                if node >= first_finding and strength[other, node]:
+                if node in effects and strength[other, node]:
                     mine, theirs = axes.states(absent_before, other)[1], axes.states(later, other)[1]
                     without[other, node] = _dot(mine, theirs) / total
-                elif other >= first_finding and strength[node, other]:
+                elif other in effects and strength[node, other]:
                     off, on = axes.states(later, other)
                     mine = axes.states(present_before, other)[0]
                     without[node, other] = _dot(mine, on - off) * weight[node, 1] / total
