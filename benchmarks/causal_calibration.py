@@ -23,10 +23,13 @@ bootstrap intervals of their difference over patients.
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from medical_qwen.causal import Evidence, Network, infer
 from medical_qwen.causal.network import Patients
