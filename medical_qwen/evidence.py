@@ -31,7 +31,7 @@ RULES = (
 )
 FINDINGS = "下面以“>”开头的行是程序根据已说的情况推算的可能病因，供回答时参考，不是诊断，不能当作结论。"
 QUESTION = "问题："
-_MARK = re.compile(r"<+([^<>\s]{1,40})>+|[\[【]\s*(\d[\d\s,，、;；~–-]*|/?[A-Z][A-Z_ ]*)[\]】]")
+_MARK = re.compile(r"<+([^<>\s]{1,40})>+|[\[【]\s*(\d[\d\s,，、;；~–-]*|/?[A-Za-z_]+)[\]】]")
 _INVISIBLE = {"Cc", "Cf", "Co", "Cs"}  # control, format (zero width, direction, tags), private use, half a pair
 
 
