@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from medical_qwen.grounding import first_ranks, recall
 from medical_qwen.records import stream
 from medical_qwen.retrieval import Encoder, Index, Library
