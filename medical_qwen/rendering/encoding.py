@@ -50,14 +50,14 @@ class Encoder:
             if token.special
             or (len(token.content.strip()) > 1 and (_MARKUP.fullmatch(token.content) or token.content in template))
         }
-        self._structural = {id_ for id_ in self.controls if added[id_].special} | set(tokenizer.all_special_ids)
+        self.structural = {id_ for id_ in self.controls if added[id_].special} | set(tokenizer.all_special_ids)
         texts = sorted(self.controls.values(), key=len, reverse=True)
         self.pattern = re.compile("|".join(map(re.escape, texts)) or "(?!)")
 
     def set_structural(self, text: str) -> None:
         """Count the control tokens of `text`, the template's own words around plain turns, as marks of a turn."""
         words = set(self.pattern.findall(text)) - {"<think>", "</think>"}
-        self._structural |= {id_ for id_, content in self.controls.items() if content in words}
+        self.structural |= {id_ for id_, content in self.controls.items() if content in words}
 
     def encode(self, text: str, contents: Sequence[Span] = (), cuts: Sequence[int] = ()) -> Encoding:
         """Ids of `text`; a token ends at each of `cuts`, and none in `contents` is a control token that may not be.
@@ -84,7 +84,7 @@ class Encoder:
             start += len(text[start:end]) - len(text[start:end].lstrip())  # some take the spaces beside them along
             k = bisect_right(contents, start, key=lambda span: span.start) - 1
             inside = k >= 0 and start < contents[k].end
-            if inside and (not contents[k].learned or encoding.ids[i] in self._structural):
+            if inside and (not contents[k].learned or encoding.ids[i] in self.structural):
                 found.append(start + max(1, (end - start) // 2))
         return found
 

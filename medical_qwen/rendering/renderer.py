@@ -174,6 +174,11 @@ class Renderer:
         texts = [*self._builder.end_marks, *named]
         return [text for text in dict.fromkeys(texts) if text not in tokens and text in self._builder.example]
 
+    @property
+    def control_tokens(self) -> dict[str, bool]:
+        """The texts that the tokenizer takes for control tokens; true for those that mark turns."""
+        return {text: id_ in self._encoder.structural for id_, text in self._encoder.controls.items()}
+
     def colour(self, rendered: Rendered) -> str:
         """The text with what is learned in green, for a terminal."""
         parts, learned = [], 0
