@@ -18,7 +18,7 @@ ORDER = ("template", "arguments", "quantities", "answers", "metrics", "rewards",
          "scoring", "pages")  # fmt: skip
 LIGHT = ("template", "medical_qwen.arguments", "medical_qwen.rewards", "medical_qwen.metrics", "medical_qwen.answers")
 OPTIONAL = {"gradio", "faiss", "jieba", "deepspeed", "vllm", "bitsandbytes", "zstandard", "matplotlib",
-            "openai", "bm25s", "sentence_transformers", "pypdfium2", "docx", "openpyxl", "bs4"}  # fmt: skip
+            "openai", "bm25s", "sentence_transformers", "pypdfium2", "docx", "openpyxl", "bs4", "rjieba"}  # fmt: skip
 
 
 def imports(path: Path, top_only: bool = False) -> set[str]:

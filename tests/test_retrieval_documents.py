@@ -91,6 +91,24 @@ def test_scanned_pages_are_named(tmp_path):
         read_document(scanned)
 
 
+def test_pages_whose_fonts_name_no_characters_are_named(tmp_path):
+    """A font that maps its letters to private signs, as some old typesetting does: no text, only shapes."""
+    text = b"BT /F1 12 Tf 50 700 Td (AAAAAAAAAA) Tj ET"
+    signs = b"1 begincodespacerange <00> <FF> endcodespacerange 1 beginbfchar <41> <E041> endbfchar"
+    (tmp_path / "a.pdf").write_bytes(
+        b"%PDF-1.4\n1 0 obj <</Type/Catalog/Pages 2 0 R>> endobj\n2 0 obj <</Type/Pages/Kids[3 0 R]/Count 1>> endobj\n"
+        b"3 0 obj <</Type/Page/Parent 2 0 R/MediaBox[0 0 600 800]/Contents 5 0 R/Resources<</Font<</F1 4 0 R>>>>>> "
+        b"endobj\n4 0 obj <</Type/Font/Subtype/Type1/BaseFont/Helvetica/ToUnicode 6 0 R>> endobj\n"
+        + b"".join(
+            b"%d 0 obj <</Length %d>> stream\n%s\nendstream endobj\n" % (number, len(stream), stream)
+            for number, stream in ((5, text), (6, signs))
+        )
+        + b"trailer <</Root 1 0 R>>\n%%EOF"
+    )
+    with pytest.raises(Unreadable, match=r"^1 in fonts that do not say which characters they show \(page 1\)$"):
+        read_document(tmp_path / "a.pdf")
+
+
 def test_docx_styles_tables_and_order(tmp_path):
     import docx
 
