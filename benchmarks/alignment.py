@@ -56,7 +56,7 @@ def commands(options: argparse.Namespace) -> dict[str, list[str]]:
             "ppo_training.py", *model, "--train_file_dir", str(Path(options.output) / "prompts.jsonl"), *HELD_OUT,
             "--max_eval_samples", "32", "--reward_model_path", str(Path(options.output) / "rm"),
             "--max_prompt_length", "192", "--max_completion_length", "48", "--per_device_train_batch_size", "8",
-            "--gradient_accumulation_steps", "2", "--num_ppo_epochs", "2", "--max_steps", "50", "--learning_rate",
+            "--gradient_accumulation_steps", "2", "--num_ppo_epochs", "2", "--max_steps", "30", "--learning_rate",
             "2e-4", "--value_learning_rate", "5e-4", "--lr_scheduler_type", "constant", "--target_kl", str(TARGET_KL),
             "--kl_horizon", "200", "--kl_coef", "0.05", *each, "--eval_steps", "10", "--seed", str(seed),
         ]  # fmt: skip
