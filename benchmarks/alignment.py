@@ -42,14 +42,14 @@ def commands(options: argparse.Namespace) -> dict[str, list[str]]:
         "rm": ["reward_modeling.py", *model, *pairs, "--max_length", length, "--num_train_epochs", "2",
                "--per_device_train_batch_size", "8", "--learning_rate", "3e-4", "--lr_scheduler_type", "cosine",
                "--train_sampling_strategy", "group_by_length", *each, "--eval_steps", "20"],
-        "dpo": ["dpo_training.py", *model, *pairs, "--max_length", length, "--num_train_epochs", "1",
-                "--per_device_train_batch_size", "8", "--learning_rate", "3e-4", "--lr_scheduler_type", "cosine",
-                "--beta", "0.1", *each, "--eval_steps", "15"],
+        "dpo": ["dpo_training.py", *model, *pairs, "--max_length", length, "--max_steps", "40",
+                "--per_device_train_batch_size", "4", "--learning_rate", "3e-4", "--lr_scheduler_type", "cosine",
+                "--max_eval_samples", "64", "--beta", "0.1", *each, "--eval_steps", "20"],
         "grpo": ["grpo_training.py", *model, "--train_file_dir", str(ROOT / "data" / "grpo" / "exam.jsonl"),
                  "--reward_funcs", f"format(format_pattern={FORM!r})", "choice", "--system_prompt", SYSTEM,
-                 "--num_generations", "16", "--per_device_train_batch_size", "32", "--temperature", "1.0",
-                 "--max_completion_length", "12", "--max_steps", "60", "--learning_rate", "1e-4",
-                 "--lr_scheduler_type", "constant_with_warmup", "--warmup_steps", "3", "--beta", "0.02"],
+                 "--num_generations", "8", "--per_device_train_batch_size", "16", "--temperature", "1.0",
+                 "--max_completion_length", "12", "--max_steps", "60", "--learning_rate", "2e-4",
+                 "--lr_scheduler_type", "constant_with_warmup", "--warmup_steps", "3", "--beta", "0.0"],
     }  # fmt: skip
     for seed in SEEDS:
         found[f"ppo-{seed}"] = [
