@@ -519,7 +519,7 @@ def test_a_journal_belongs_to_one_job_and_one_process(tmp_path):
     journal.close()
     with pytest.raises(ValueError, match=r"temperature: 0\.0 there, 0\.5 now"):
         Journal(tmp_path / "out.jsonl", {"seed": 1, "temperature": 0.5})
-    Journal(tmp_path / "out.jsonl", {"seed": 1, "temperature": 0.0}).close(keep=False)
+    Journal(tmp_path / "out.jsonl", {"seed": 1, "temperature": 0.0}).remove()
     assert list(tmp_path.iterdir()) == []
 
 

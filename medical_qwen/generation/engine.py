@@ -8,7 +8,8 @@ stream can stop it between two tokens without a thread.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from medical_qwen.generation.decoding import Batch, Prompt, Row
 from medical_qwen.generation.interface import Answer, Request, Sampling, Stream, plan_batches
+from medical_qwen.generation.live import Live
 from medical_qwen.generation.text import TextStream
 from medical_qwen.models import fit_embeddings, load_base, load_tokenizer, resolve
 from medical_qwen.rendering import Renderer
@@ -23,18 +25,76 @@ from medical_qwen.rendering import Renderer
 logger = logging.getLogger(__name__)
 
 
-class Generator:
-    """A causal language model and its tokenizer."""
+class TokenEngine:
+    """What engines have in common that read and write tokens: the prompt of a request, the text of an answer.
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.model = model.eval()
+    Args:
+        ends: ids of the model's own end tokens, beyond those of the chat template.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, context_length: int | None, ends: Iterable[int]) -> None:
         self.tokenizer = tokenizer
         self.renderer = Renderer(tokenizer)
-        self.context_length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.context_length = context_length
+        self.stop_token_ids = {*self.renderer.stop_token_ids, *ends}
+        self._live, self._rendering = Live(self._begin), threading.Lock()
+
+    def measure(self, requests: list[Request], sampling: Sampling) -> list[int]:
+        """Prompt lengths in tokens, after the oldest turns were dropped where needed: for `plan_batches`."""
+        return [len(self._prompt(request, sampling).ids) for request in requests]
+
+    def fits(self, request: Request, sampling: Sampling) -> bool:
+        """Whether prompt and answer fit into the model's context with nothing left out."""
+        return not self._prompt(request, sampling).truncated
+
+    def stream(self, request: Request, sampling: Sampling) -> Stream:
+        """The answer piece by piece, whole characters, never a part of a stop string.
+
+        Any number of threads may read streams of one engine: they share its passes, see `Live`.
+        """
+        row = self._row(self._prompt(request, sampling), request.seed, sampling)
+        return Stream(self._live.pieces(row), row.answer, lambda: self._live.give_up(row))
+
+    def _begin(self, rows: list[Row]) -> Batch:
+        """The rows as a batch that has not made a step yet."""
+        raise NotImplementedError
+
+    def _prompt(self, request: Request, sampling: Sampling) -> Prompt:
+        room = None if self.context_length is None else self.context_length - sampling.max_new_tokens
+        if room is not None and room < 1:
+            raise ValueError(
+                f"--max_new_tokens {sampling.max_new_tokens} leaves no room for a question: the model's context is "
+                f"{self.context_length} tokens"
+            )
+        with self._rendering:
+            ids = self.renderer.prompt(request.messages, request.tools)
+            if room is None or len(ids) <= room:
+                return Prompt(ids, truncated=False)
+            return Prompt(self.renderer.prompt(request.messages, request.tools, max_length=room), truncated=True)
+
+    def _row(self, prompt: Prompt, seed: int, sampling: Sampling) -> Row:
+        stops = tuple(dict.fromkeys((*self.renderer.stop_strings, *sampling.stop)))
+        ends = self.stop_token_ids | self._control_tokens(sampling.stop)
+        return Row(prompt, TextStream(self.tokenizer, stops), sampling, ends, seed)
+
+    def _control_tokens(self, stops: tuple[str, ...]) -> set[int]:
+        """Ids of the stop strings that are special tokens: those never show up in the text."""
+        special = set(self.tokenizer.all_special_tokens)
+        return {self.tokenizer.convert_tokens_to_ids(stop) for stop in stops if stop in special}
+
+
+class Generator(TokenEngine):
+    """A causal language model and its tokenizer."""
+
+    batches_itself = False  # its batches are planned, so that a job's answers do not depend on who finished when
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        ends = model.generation_config.eos_token_id
+        context_length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        super().__init__(tokenizer, context_length, {*(ends if isinstance(ends, list) else [ends])} - {None})
+        self.model = model.eval()
         self.vocabulary = max(tokenizer.get_vocab().values()) + 1  # models may have more rows than that
         self.rows_at_once: int | None = None  # lowered when the device runs out of memory
-        ends = model.generation_config.eos_token_id
-        self.stop_token_ids = {*self.renderer.stop_token_ids, *(ends if isinstance(ends, list) else [ends])} - {None}
 
     @classmethod
     def load(
@@ -55,8 +115,7 @@ class Generator:
         adapter apart, which is slower, but it can be switched off. Quantised weights are never merged into.
         """
         lineage = resolve(base_model, lora_model)
-        own = lora_model and (Path(lora_model) / "tokenizer_config.json").is_file()
-        tokenizer = load_tokenizer(tokenizer_path or (lora_model if own else base_model), template_name)
+        tokenizer = find_tokenizer(base_model, lora_model, tokenizer_path, template_name)
         if bits == 8:  # it would say at every product of matrices that it computes in float16
             logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         cpu = only_cpu or not torch.cuda.is_available()
@@ -73,14 +132,6 @@ class Generator:
                 " own tokenizer with --tokenizer_path"
             )
         return cls(model, tokenizer)
-
-    def measure(self, requests: list[Request], sampling: Sampling) -> list[int]:
-        """Prompt lengths in tokens, after the oldest turns were dropped where needed: for `plan_batches`."""
-        return [len(self._prompt(request, sampling).ids) for request in requests]
-
-    def fits(self, request: Request, sampling: Sampling) -> bool:
-        """Whether prompt and answer fit into the model's context with nothing left out."""
-        return not self._prompt(request, sampling).truncated
 
     def answer(
         self,
@@ -102,27 +153,8 @@ class Generator:
             finished(numbers, batch)
         return [answers[i] for i in range(len(requests))]
 
-    def stream(self, request: Request, sampling: Sampling) -> Stream:
-        """The answer piece by piece, whole characters, never a part of a stop string."""
-        row = self._row(self._prompt(request, sampling), request.seed, sampling)
-        steps = self._decode([row], sampling)
-        return Stream(_pieces(row, steps), row.answer, steps.close)
-
-    def _prompt(self, request: Request, sampling: Sampling) -> Prompt:
-        room = None if self.context_length is None else self.context_length - sampling.max_new_tokens
-        if room is not None and room < 1:
-            raise ValueError(
-                f"--max_new_tokens {sampling.max_new_tokens} leaves no room for a question: the model's context is "
-                f"{self.context_length} tokens"
-            )
-        ids = self.renderer.prompt(request.messages, request.tools)
-        if room is None or len(ids) <= room:
-            return Prompt(ids, truncated=False)
-        return Prompt(self.renderer.prompt(request.messages, request.tools, max_length=room), truncated=True)
-
-    def _row(self, prompt: Prompt, seed: int, sampling: Sampling) -> Row:
-        stops = tuple(dict.fromkeys((*self.renderer.stop_strings, *sampling.stop)))
-        return Row(prompt, TextStream(self.tokenizer, stops), seed)
+    def _begin(self, rows: list[Row]) -> Batch:
+        return Batch(self.model, rows, self.vocabulary)
 
     def _complete(
         self, asked: list[tuple[Prompt, int]], sampling: Sampling, progress: Callable[[int], object]
@@ -131,17 +163,19 @@ class Generator:
         while asked:
             some = asked[: self.rows_at_once]
             rows = [self._row(prompt, seed, sampling) for prompt, seed in some]
+            finished = 0
             try:
-                finished = 0
-                for _ in self._decode(rows, sampling):
-                    if more := sum(row.finish_reason is not None for row in rows) - finished:
+                batch = self._begin(rows)
+                while batch.rows:
+                    batch.step()
+                    if more := len(rows) - len(batch.rows) - finished:
                         finished += more
                         progress(more)
             except torch.OutOfMemoryError:
                 if len(some) == 1:
                     raise
                 progress(-finished)
-                rows = None
+                rows = batch = None
             if rows is None:  # outside of the handler: the exception keeps the failed batch's memory alive
                 self.rows_at_once = len(some) // 2
                 logger.warning("out of memory with %d rows: going on with %d", len(some), self.rows_at_once)
@@ -150,30 +184,10 @@ class Generator:
             yield from (row.answer() for row in rows)
             asked = asked[len(some) :]
 
-    def _decode(self, rows: list[Row], sampling: Sampling) -> Iterator[None]:
-        """Write all rows, a token a step; yields after each step."""
-        batch = Batch(self.model, [row.prompt.ids for row in rows], self.vocabulary, sampling)
-        ends = self.stop_token_ids | self._control_tokens(sampling.stop)
-        while True:
-            tokens = batch.next_tokens([row.draw() for row in rows])
-            for row, token in zip(rows, tokens.tolist(), strict=True):
-                row.push(token, token in ends, sampling.max_new_tokens)
-            yield
-            going = [i for i, row in enumerate(rows) if row.finish_reason is None]
-            if not going:
-                return
-            batch.advance(tokens, going)
-            rows = [rows[i] for i in going]
 
-    def _control_tokens(self, stops: tuple[str, ...]) -> set[int]:
-        """Ids of the stop strings that are special tokens: those never show up in the text."""
-        special = set(self.tokenizer.all_special_tokens)
-        return {self.tokenizer.convert_tokens_to_ids(stop) for stop in stops if stop in special}
-
-
-def _pieces(row: Row, steps: Iterator[None]) -> Iterator[str]:
-    sent = 0
-    for _ in steps:
-        pieces, sent = row.pieces[sent:], len(row.pieces)
-        if text := "".join(pieces):
-            yield text
+def find_tokenizer(
+    base_model: str, lora_model: str | None, tokenizer_path: str | None, template_name: str | None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer that was named, else the adapter's if it has one, else the base's."""
+    own = lora_model and (Path(lora_model) / "tokenizer_config.json").is_file()
+    return load_tokenizer(tokenizer_path or (lora_model if own else base_model), template_name)

@@ -67,9 +67,11 @@ class Engine(Protocol):
     """Who answers: a model in this process, or a server.
 
     context_length: tokens of prompt and answer together; None where nobody says.
+    batches_itself: it keeps its own batches full, so that it is best given all requests at once.
     """
 
     context_length: int | None
+    batches_itself: bool
 
     def measure(self, requests: list[Request], sampling: Sampling) -> list[int]:
         """Prompt lengths in tokens, after the oldest turns were dropped where needed.

@@ -1,8 +1,8 @@
 """A file of requests as a job that may be killed at any moment and goes on where it was.
 
 Finished batches go to a journal beside the output, one line each; the output itself is written once, at the end.
-Which rows share a batch is planned over the whole file, so that a continued job computes the same floats as an
-undisturbed one.
+Which rows share a batch is planned over the whole file, so that a continued job, or that of several ranks, computes
+the same floats as an undisturbed one. Each rank has a journal of its own; all of them are read at the start.
 """
 
 import fcntl
@@ -10,14 +10,16 @@ import hashlib
 import json
 import logging
 import os
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 from tqdm import tqdm
 
-from medical_qwen.generation.interface import Answer, Engine, Request, Sampling, summarize
+from medical_qwen.generation.interface import Answer, Engine, Request, Sampling, plan_batches, summarize
+from medical_qwen.generation.ranks import Ranks
 from medical_qwen.records import Report, stream
 
 logger = logging.getLogger(__name__)
@@ -29,10 +31,13 @@ class Journal:
     Args:
         output_file: the journal lies beside it, `<output_file>.journal`; its folder is made.
         job: everything that the answers depend on, as JSON values.
+        rank: each one writes to a file of its own, ranks > 0 to `<output_file>.journal.<rank>`.
     """
 
-    def __init__(self, output_file: str | Path, job: dict) -> None:
-        self.path = Path(f"{output_file}.journal")
+    def __init__(self, output_file: str | Path, job: dict, rank: int = 0) -> None:
+        self._first = Path(f"{output_file}.journal")
+        self.path = Path(f"{self._first}.{rank}") if rank else self._first
+        self._job = json.loads(_line(job))
         self.answers: dict[int, Answer] = {}
         try:
             if Path(output_file).is_dir():
@@ -47,34 +52,46 @@ class Journal:
             self._file.close()
             raise ValueError(f"--output_file {output_file}: another process is writing it ({self.path})") from error
         try:
-            self._read(json.loads(_line(job)))
+            self._file.seek(0)
+            content = self._file.read()
+            whole = self._read(self.path, content)
+            self._file.truncate(whole)  # a kill may have cut the last line
+            if not whole:
+                self._append({"job": self._job})
+            self.read_others()
         except ValueError:
             self._file.close()
             raise
 
-    def _read(self, job: dict) -> None:
-        self._file.seek(0)
-        *whole, cut = self._file.read().split(b"\n")  # a kill may have cut the last line
-        if not whole and _line({"job": job}).startswith(cut):
-            self._file.truncate(0)
-            self._append({"job": job})
-            return
+    def read_others(self) -> None:
+        """Take in what the other ranks have written by now, those of an earlier run too."""
+        for path in self._all():
+            if path != self.path:
+                self._read(path, path.read_bytes())
+
+    def _all(self) -> list[Path]:
+        named = re.compile(re.escape(self._first.name) + r"(\.\d+)?")
+        return sorted(path for path in self._first.parent.iterdir() if named.fullmatch(path.name))
+
+    def _read(self, path: Path, content: bytes) -> int:
+        """Take in the whole lines of a journal; returns how many bytes those are."""
+        *whole, cut = content.split(b"\n")
+        if not whole and _line({"job": self._job}).startswith(cut):
+            return 0
         try:
             written = json.loads(whole[0])["job"]
             batches = [json.loads(line) for line in whole[1:]]
         except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise ValueError(f"{path} is no journal of ours: choose another --output_file, or delete it") from error
+        if different := [key for key in self._job | written if self._job.get(key) != written.get(key)]:
             raise ValueError(
-                f"{self.path} is no journal of ours: choose another --output_file, or delete it"
-            ) from error
-        if different := [key for key in job | written if job.get(key) != written.get(key)]:
-            raise ValueError(
-                f"{self.path} is the journal of another job ("
-                + "; ".join(f"{key}: {written.get(key)!r} there, {job.get(key)!r} now" for key in different)
+                f"{path} is the journal of another job ("
+                + "; ".join(f"{key}: {written.get(key)!r} there, {self._job.get(key)!r} now" for key in different)
                 + "): repeat that job, choose another --output_file, or delete the journal"
             )
-        self._file.truncate(self._file.tell() - len(cut))
         for batch in batches:
             self.answers |= zip(batch["rows"], (Answer(**answer) for answer in batch["answers"]), strict=True)
+        return len(content) - len(cut)
 
     def add(self, rows: list[int], answers: list[Answer]) -> None:
         """Record a finished batch: after this returns no kill can lose it."""
@@ -86,11 +103,16 @@ class Journal:
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    def close(self, keep: bool = True) -> None:
-        """Release the journal. `keep` False, or nothing in it: remove it."""
-        if not (keep and self.answers):
+    def close(self) -> None:
+        """Release the journal; one without any answer is removed."""
+        if not self.answers:
             self.path.unlink(missing_ok=True)
         self._file.close()
+
+    def remove(self) -> None:
+        """Delete the journals of all ranks: the output is written."""
+        for path in self._all():
+            path.unlink(missing_ok=True)
 
 
 def answer_file(
@@ -104,6 +126,7 @@ def answer_file(
     system_prompt: str | None = None,
     job: dict,
     details: Callable[[Engine, Request, Answer], dict] = lambda engine, request, answer: {},
+    ranks: Ranks | None = None,
 ) -> str:
     """Answer every row of a file; the output has the rows in their order, unchanged, with `prediction`.
 
@@ -111,26 +134,37 @@ def answer_file(
         load: makes the engine, after the files were found to be in order.
         job: what the answers depend on beyond these arguments (`describe_engine`); see `Journal`.
         details: what else a row of the output tells about its answer.
+        ranks: who shares the work, on folders that all of them see; each of them makes this call.
 
-    Returns: a summary in one line.
+    Returns: a summary in one line, on rank 0; the others have nothing to tell.
     """
+    ranks = ranks or Ranks()
     rows, requests = read_questions(data_file, system_prompt, seed)
-    settings = {"batch_size": batch_size, "seed": seed, "system_prompt": system_prompt}
-    job = asdict(sampling) | settings | {"data": describe_files(data_file)} | job
     if Path(output_file).resolve() == Path(data_file).resolve():
         raise ValueError(f"--output_file {output_file} is the --data_file: it would be overwritten")
-    journal = Journal(output_file, job)
+    settings = {"batch_size": batch_size, "seed": seed, "system_prompt": system_prompt}
+    job = asdict(sampling) | settings | {"data": describe_files(data_file)} | job
+    journal = Journal(output_file, job, ranks.rank)
     try:
+        ranks.meet("opened")
+        journal.read_others()
+        ranks.meet("read")  # before anyone writes more: all plan from the same state
         engine = load()
-        tokens, seconds = _answer(engine, requests, sampling, batch_size, journal)
+        tokens, seconds = _answer(engine, requests, sampling, batch_size, journal, ranks)
+        if ranks.rank:
+            return ""
+        journal.read_others()
         answers = [journal.answers[i] for i in range(len(rows))]
         told = [
             {"prediction": answer.text, **details(engine, request, answer)}
             for request, answer in zip(requests, answers, strict=True)
         ]
         _write(output_file, [{**row, **more} for row, more in zip(rows, told, strict=True)])
-        journal.close(keep=False)
+        journal.remove()
     except KeyboardInterrupt:
+        if ranks.rank:
+            raise SystemExit(1) from None
+        journal.read_others()
         done = len(journal.answers)
         raise SystemExit(f"stopped: {done} of {len(rows)} rows are answered, the same command goes on") from None
     finally:
@@ -139,33 +173,57 @@ def answer_file(
 
 
 def _answer(
-    engine: Engine, requests: list[Request], sampling: Sampling, batch_size: int, journal: Journal
+    engine: Engine, requests: list[Request], sampling: Sampling, batch_size: int, journal: Journal, ranks: Ranks
 ) -> tuple[int, float]:
-    """Answer what the journal does not have yet. Returns the new tokens, and the seconds that they took."""
-    _check(engine, requests, sampling)
-    before = len(journal.answers)
-    if before:
-        logger.info("%s: going on after %d of %d rows", journal.path, before, len(requests))
+    """Answer what no journal has yet. Returns the new tokens of all ranks, and the seconds that they took."""
+    lengths = _measure(engine, requests, sampling)
     rest = [number for number in range(len(requests)) if number not in journal.answers]
+    before = len(requests) - len(rest)
+    if before and not ranks.rank:
+        logger.info("%s: going on after %d of %d rows", journal.path, before, len(requests))
+    plan = [[rest[i] for i in batch] for batch in plan_batches([lengths[i] for i in rest], batch_size)]
     started = time.perf_counter()
-    with tqdm(total=len(requests), initial=before, unit="row", desc="answers") as bar:
-        answers = engine.answer(
-            [requests[number] for number in rest],
-            sampling,
-            batch_size,
-            progress=bar.update,
-            finished=lambda places, answers: journal.add([rest[place] for place in places], answers),
-        )
-    return sum(answer.completion_tokens for answer in answers), time.perf_counter() - started
+    with tqdm(total=len(requests), initial=before, unit="row", desc="answers", disable=ranks.rank > 0) as bar:
+
+        def progress(rows: int = 0) -> None:
+            bar.update(before + ranks.add("rows", rows) - bar.n)
+
+        for numbers in _portions(plan, engine, ranks):
+            answers = engine.answer(
+                [requests[number] for number in numbers],
+                sampling,
+                batch_size,
+                progress,
+                lambda places, answers, numbers=numbers: journal.add([numbers[place] for place in places], answers),
+            )
+            ranks.add("tokens", sum(answer.completion_tokens for answer in answers))
+        ranks.meet("done", progress)
+        progress()
+    return ranks.total("tokens"), time.perf_counter() - started
 
 
-def _check(engine: Engine, requests: list[Request], sampling: Sampling) -> None:
-    """Raise for the first request that the engine cannot answer, before the others have taken an hour."""
+def _portions(plan: list[list[int]], engine: Engine, ranks: Ranks) -> Iterator[list[int]]:
+    """The batches that this rank takes: the next one whenever it is free, so that all ranks end together.
+
+    An engine that keeps its own batches full gets its share of all lengths at once.
+    """
+    if engine.batches_itself:
+        if share := plan[ranks.rank :: ranks.size]:
+            yield [number for batch in share for number in batch]
+        return
+    while (place := ranks.add("taken") - 1) < len(plan):
+        yield plan[place]
+
+
+def _measure(engine: Engine, requests: list[Request], sampling: Sampling) -> list[int]:
+    """Length of each prompt. Raises for the first request that cannot be answered, before others take an hour."""
+    lengths = []
     for number, request in enumerate(requests, 1):
         try:
-            engine.measure([request], sampling)
+            lengths += engine.measure([request], sampling)
         except ValueError as error:
             raise ValueError(f"--data_file: question {number}: {error}") from error
+    return lengths
 
 
 def read_questions(

@@ -11,6 +11,7 @@ import argparse
 import os
 import re
 import sys
+from pathlib import Path
 
 from medical_qwen.generation.interface import Engine, Sampling
 from medical_qwen.generation.job import describe_files
@@ -37,6 +38,18 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     add("--api_key", help="key of the server; default: $OPENAI_API_KEY, where a command line shows nobody the key")
 
 
+def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that `sampling_of` reads, and the other two on which an answer depends."""
+    add = parser.add_argument
+    add("--system_prompt", help="for conversations that have no system turn of their own")
+    add("--max_new_tokens", type=int, default=512, help="longest answer (default: %(default)s)")
+    add("--temperature", type=float, help="0: always the likeliest token; default: 0.7 in a chat, 0 for a file")
+    add("--top_p", type=float, default=0.9, help="draw from the likeliest tokens of this mass (default: %(default)s)")
+    add("--repetition_penalty", type=float, default=1.0, help="above 1: repeat less (default: %(default)s)")
+    add("--stop_str", action="append", default=[], help="end an answer before this text; may be given several times")
+    add("--seed", type=int, default=42, help="of the drawing; row n of a file uses seed + n (default: %(default)s)")
+
+
 def check_engine_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Stop with a message where the flags do not go together."""
     local = [f"--{name}" for name in _LOCAL if getattr(args, name)]
@@ -54,16 +67,11 @@ def check_engine_arguments(parser: argparse.ArgumentParser, args: argparse.Names
 
 def add_answer_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of a chat in the terminal and of a file of questions."""
+    add_sampling_arguments(parser)
     add = parser.add_argument
     add("--interactive", action="store_true", help="chat in the terminal: several turns, streamed")
     add("--data_file", help="answer the questions of this file in batches")
     add("--output_file", default="predictions.jsonl", help="JSONL of rows with `prediction` (default: %(default)s)")
-    add("--system_prompt", help="for conversations that have no system turn of their own")
-    add("--max_new_tokens", type=int, default=512, help="longest answer (default: %(default)s)")
-    add("--temperature", type=float, help="0: always the likeliest token; default: 0.7 in a chat, 0 for a file")
-    add("--top_p", type=float, default=0.9, help="draw from the likeliest tokens of this mass (default: %(default)s)")
-    add("--repetition_penalty", type=float, default=1.0, help="above 1: repeat less (default: %(default)s)")
-    add("--stop_str", action="append", default=[], help="end an answer before this text; may be given several times")
     add("--eval_batch_size", type=int, default=8, help="rows of a file answered together (default: %(default)s)")
     add("--single_turn", action="store_true", help="in a chat: every question stands alone")
     add(
@@ -73,7 +81,6 @@ def add_answer_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="in a chat: reason with the causal network of this folder (default: %(const)s; off without the flag)",
     )
-    add("--seed", type=int, default=42, help="of the drawing; row n of a file uses seed + n (default: %(default)s)")
 
 
 def check_answer_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -89,9 +96,9 @@ def check_answer_arguments(parser: argparse.ArgumentParser, args: argparse.Names
 
 
 def sampling_of(args: argparse.Namespace) -> Sampling:
-    """How the flags of `add_answer_arguments` want answers to be written."""
+    """How the flags of `add_sampling_arguments` want answers to be written."""
     stops = tuple(args.stop_str)
-    return Sampling(args.max_new_tokens, args.temperature, args.top_p, args.repetition_penalty, stops)
+    return Sampling(args.max_new_tokens, args.temperature or 0.0, args.top_p, args.repetition_penalty, stops)
 
 
 def select_gpus(args: argparse.Namespace) -> None:
@@ -116,8 +123,9 @@ def load_engine(args: argparse.Namespace, merge: bool = True) -> Engine:
 
     from medical_qwen.generation.engine import Generator
 
-    if torch.cuda.is_available() and torch.cuda.device_count() != len(args.gpus.split(",")):
-        raise ValueError(f"--gpus {args.gpus}: {torch.cuda.device_count()} of these GPUs can be used")
+    found, wanted = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES") and args.gpus.split(",")
+    if wanted and found != len(wanted) and any(Path("/dev").glob("nvidia[0-9]*")):
+        raise ValueError(f"--gpus {args.gpus}: {found} of these GPUs can be used")
     return Generator.load(
         args.base_model,
         args.lora_model,

@@ -30,6 +30,8 @@ class Server:
     Raises ValueError where nobody answers, the key is refused or the model is unknown.
     """
 
+    batches_itself = True
+
     def __init__(self, api_base: str, model: str | None = None, api_key: str | None = None) -> None:
         address = urlsplit(api_base)
         if address.scheme not in ("http", "https") or not address.netloc:

@@ -81,7 +81,7 @@ class Library:
             raise ValueError(f"--min_support: expected a number in 0..1, got {min_support}")
         self.index, self.engine = index, engine
         self.top_k, self.min_support, self.rewrite = top_k, min_support, rewrite
-        self.context_length = engine.context_length
+        self.context_length, self.batches_itself = engine.context_length, engine.batches_itself
 
     def measure(self, requests: list[Request], sampling: Sampling) -> list[int]:
         """Prompt lengths in tokens with the passages; 0 where the model is not asked."""
