@@ -45,7 +45,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--engine", choices=ROWS_AT_ONCE, default="transformers", help="what computes (default: %(default)s)")
     add("--tensor_parallel_size", type=int, default=1, help="GPUs of each rank with --engine vllm (default: 1)")
     args = parser.parse_args(argv)
-    args.gpus = own_gpus(args)
+    if not (own := own_gpus(args)):
+        parser.error(f"--gpus {args.gpus} has none left for rank {os.environ.get('LOCAL_RANK')}")
+    args.gpus = own
     check_engine_arguments(parser, args)
     if args.batch_size is None:
         args.batch_size = ROWS_AT_ONCE[args.engine]
@@ -63,10 +65,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def own_gpus(args: argparse.Namespace) -> str:
-    """The numbers of this rank's GPUs among the visible ones, or among those that --gpus names."""
+    """The numbers of this rank's GPUs among the visible ones, or among those that --gpus names; empty if too few."""
     first = int(os.environ.get("LOCAL_RANK", 0)) * args.tensor_parallel_size
     numbers = args.gpus.split(",") if args.gpus else [str(n) for n in range(first + args.tensor_parallel_size)]
-    return ",".join(numbers[first : first + args.tensor_parallel_size])
+    own = numbers[first : first + args.tensor_parallel_size]
+    return ",".join(own) if len(own) == args.tensor_parallel_size else ""
 
 
 def load(args: argparse.Namespace) -> Engine:

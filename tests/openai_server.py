@@ -32,6 +32,12 @@ class Handler(BaseHTTPRequestHandler):
         if not self.allowed():
             return
         self.server.asked.append(asked)
+        if self.path == "/v1/chat/completions" and self.server.refuse_after is not None:
+            if self.server.refuse_after == 0:
+                self.server.refused += 1
+                self.send({"error": {"message": "overloaded"}}, 503)
+                return
+            self.server.refuse_after -= 1
         engine = self.server.engine
         length = len(engine.renderer.prompt(asked["messages"], asked.get("tools")))
         if self.path == "/tokenize" and self.server.tokenizes:
@@ -113,6 +119,7 @@ def serving(engine: Generator, names: dict[str, str | None] | None = None, key: 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.engine, server.names, server.key, server.tokenizes = engine, names or {"tiny": None}, key, tokenizes
     server.asked, server.streams, server.hung_up = [], [], 0
+    server.refuse_after, server.refused = None, 0  # None: never; else after so many answers
     server.address = f"http://127.0.0.1:{server.server_port}/v1"
     thread = threading.Thread(target=server.serve_forever)
     thread.start()

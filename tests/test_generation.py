@@ -452,6 +452,13 @@ def test_questions_of_a_text_file_are_its_lines(tmp_path):
     assert requests[2].messages == [{"role": "system", "content": "你是医生"}, {"role": "user", "content": "最后"}]
 
 
+def test_questions_of_a_text_file_in_gb18030_are_read(tmp_path):
+    texts = ["感冒了应该怎么办？", "高血压患者能喝酒吗？", "血糖 6.5 mmol/L 正常吗？"]
+    (tmp_path / "questions.txt").write_bytes("\r\n".join(texts).encode("gb18030"))
+    rows, _ = read_questions(tmp_path / "questions.txt")
+    assert [row["question"] for row in rows] == texts
+
+
 def test_questions_of_records_end_before_the_reply_and_keep_their_own_system_turn(tmp_path):
     file = tmp_path / "rows.json"
     turns = [("system", "S"), ("user", "一"), ("assistant", "二"), ("user", "三"), ("assistant", "四")]
@@ -472,7 +479,9 @@ def test_questions_of_records_end_before_the_reply_and_keep_their_own_system_tur
     ("name", "content", "message"),
     [
         ("a.txt", b"\n \n", "holds no question"),
-        ("a.txt", b"\xff\xfe\xfd question", "expected UTF-8"),
+        ("a.txt", b"\xff\xfe\xfd question", "expected text in UTF-8 or GB18030"),
+        ("a.txt", "感冒了应该怎么办？头痛发热三天了。".encode() + b"\xff\n", "not UTF-8 at offset 51"),
+        ("a.txt", b"\x00\x01\x02", "a binary file"),
         ("a.jsonl", b'{"question": "a", "answer": "b"}\n{"question": \n', r"a\.jsonl:2"),
         ("a.jsonl", b'{"question": "a", "answer": "b", "prediction": "c"}\n', "prediction"),
         ("a.jsonl", b'{"text": "a"}\n', "text"),

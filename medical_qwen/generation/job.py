@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from medical_qwen.generation.interface import Answer, Engine, Request, Sampling, plan_batches, summarize
 from medical_qwen.generation.ranks import Ranks
-from medical_qwen.records import Report, stream
+from medical_qwen.records import BadRecord, Report, stream
+from medical_qwen.records.files import inspect
 
 logger = logging.getLogger(__name__)
 
@@ -258,9 +259,10 @@ def _is_plain(path: Path) -> bool:
 
 def _read_lines(path: Path) -> tuple[list[dict], list[tuple[list[dict], None]]]:
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected UTF-8 text, got other bytes ({error})") from error
+        with inspect(path).text() as text:
+            lines = [line.strip() for line in text.read().split("\n")]
+    except (UnicodeError, BadRecord) as error:
+        raise ValueError(f"{path}: expected text in UTF-8 or GB18030 ({error})") from error
     questions = [line for line in lines if line]
     return [{"question": text} for text in questions], [
         ([{"role": "user", "content": text}], None) for text in questions
