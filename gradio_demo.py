@@ -13,6 +13,7 @@ A reload of the page begins a new conversation. No user sees another one's.
 import argparse
 import logging
 
+from medical_qwen.causal import Network
 from medical_qwen.generation import add_engine_arguments, check_engine_arguments, select_gpus
 from medical_qwen.pages import Chat, Text, Words, add_page_arguments, check_page_arguments, open_page, serve
 
@@ -44,13 +45,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default="outputs/preferences/votes.jsonl",
         help="thumbs add preference pairs for dpo_training.py here (default: %(default)s)",
     )
+    parser.add_argument(
+        "--causal",
+        nargs="?",
+        const="data/causal",
+        metavar="DIR",
+        help="reason with the causal network of this folder (default: %(const)s; off without the flag)",
+    )
     args = parser.parse_args(argv)
     check_engine_arguments(parser, args)
     check_page_arguments(parser, args)
     return args
 
 
-def build(engine, base, preference_file: str):
+def build(engine, base, preference_file: str, network: Network | None):
     """The page: chat on the left, settings on the right (on a phone: below)."""
     words = Words()
     with open_page(TITLE, ABOUT, words) as (page, language):
@@ -58,7 +66,7 @@ def build(engine, base, preference_file: str):
 
         with gr.Row():
             with gr.Column(scale=3, min_width=320):
-                chat = Chat(words, language, engine, base, preference_file, GREETING, EXAMPLES)
+                chat = Chat(words, language, engine, base, preference_file, GREETING, EXAMPLES, network)
             with gr.Column(scale=1, min_width=260):
                 chat.settings(words, min(LONGEST, (engine.context_length or LONGEST) // 2))
         chat.connect()
@@ -70,8 +78,9 @@ def main(args: argparse.Namespace) -> None:
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line for every request to --api_base
+    network = Network.load(args.causal) if args.causal else None
     engine, base = load_both(args)
-    serve(build(engine, base, args.preference_file), args, AT_A_TIME)
+    serve(build(engine, base, args.preference_file, network), args, AT_A_TIME)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from medical_qwen.causal import Network
+from medical_qwen.causal.panel import panel
+from medical_qwen.evidence import with_documents
 from medical_qwen.generation import Answer, Request, Sampling
 from medical_qwen.pages.conversation import LONGEST_QUESTION, Conversation, Turn, follow
 from medical_qwen.pages.language import Text, Words
+from medical_qwen.pages.passages import passages
 from medical_qwen.pages.votes import append_rows, export, preference_rows, vote
 from medical_qwen.records.messages import stripped
 
@@ -53,6 +57,7 @@ class Chat:
     Args:
         engine: who answers (`medical_qwen.generation`).
         base: answers beside `engine` when the user compares; None: there is nothing to compare.
+        network: listens along, its findings are put before the model; None: nobody does.
         preference_file: where thumbs leave rows for `dpo_training.py`.
         examples: questions to begin with.
     """
@@ -66,10 +71,11 @@ class Chat:
         preference_file: str | Path,
         greeting: Text,
         examples: list[Text],
+        network: Network | None = None,
     ) -> None:
         import gradio as gr
 
-        self.engine, self.base, self.preference_file = engine, base, preference_file
+        self.engine, self.base, self.preference_file, self.network = engine, base, preference_file, network
         self.language, self.state = language, gr.State(Conversation())
         look = {"min_width": 280, "height": "calc(100dvh - 276px)", "min_height": 340, "buttons": ["copy"]}
         with gr.Row(elem_id="chats"):
@@ -88,6 +94,7 @@ class Chat:
         self.box = words(gr.Textbox, placeholder=PLACEHOLDER, show_label=False, max_lines=8, submit_btn=True,
                          autofocus=True, elem_id="box")  # fmt: skip
         self.status = gr.Markdown(elem_id="status")
+        self.aside = gr.HTML(elem_id="aside")  # findings of the network, passages of the documents
 
     def settings(self, words: Words, longest: int) -> None:
         """What the model is told, how it writes, and what can be taken away. `longest`: answer in tokens."""
@@ -115,7 +122,7 @@ class Chat:
         import gradio as gr
 
         quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-        drawn = [self.state, self.bot, self.other, self.box, self.status]
+        drawn = [self.state, self.bot, self.other, self.box, self.status, self.aside]
 
         def edit(conversation: Conversation, language: str, event: gr.EditData) -> tuple:
             return self.ask_again(conversation, language, event.index, event.value)
@@ -138,8 +145,8 @@ class Chat:
             self.bot.edit(edit, who, drawn, **quick),
         ):
             asked.success(
-                self.answer, [*who, *settings], [self.bot, self.other, self.status], concurrency_id="answers",
-                show_progress="minimal", api_visibility="private",
+                self.answer, [*who, *settings], [self.bot, self.other, self.status, self.aside],
+                concurrency_id="answers", show_progress="minimal", api_visibility="private",
             ).then(self.rest, self.state, self.box, **quick)  # fmt: skip
         self.box.stop(self.stop, self.state, self.box, **quick)
         self.bot.undo(self.undo, who, drawn, **quick)
@@ -160,7 +167,7 @@ class Chat:
         if len(question) > LONGEST_QUESTION:
             gr.Warning(TOO_LONG.said(language).format(len(question), LONGEST_QUESTION))
         if not 0 < len(question) <= LONGEST_QUESTION:
-            return conversation, *[gr.skip()] * 4
+            return conversation, *[gr.skip()] * 5
         conversation.turns.append(Turn(question))
         return self._begin(conversation, language)
 
@@ -174,10 +181,15 @@ class Chat:
     def _begin(self, conversation: Conversation, language: str) -> tuple:
         import gradio as gr
 
+        if self.network:
+            *_, before, now = [None, *conversation.listen(self.network).states]
+            for flag in now.urgent:
+                if before is None or flag not in before.urgent:
+                    gr.Warning(html.escape(flag.message(language)), duration=None)
         conversation.running = object()
         conversation.turns[-1].answer = conversation.turns[-1].other = ""
         box = gr.update(value="", submit_btn=False, stop_btn=True)
-        return conversation, *self._drawn(conversation, language), box, ""
+        return conversation, *self._drawn(conversation, language), box, "", self.beside(conversation)
 
     def _drawn(self, conversation: Conversation, language: str) -> tuple:
         return conversation.shown(language), conversation.shown(language, other=True)
@@ -198,26 +210,36 @@ class Chat:
 
         mine = conversation.running
         if mine is None:
-            yield gr.skip(), gr.skip(), gr.skip()
+            yield (gr.skip(),) * 4
             return
         turn, number, began = conversation.turns[-1], len(conversation.turns) - 1, time.monotonic()
         if turn.system != (system := stripped(system)):
             turn.system, turn.votes = system, {}
-        request = Request(conversation.prompt(number), seed=random.randrange(2**31))
+        findings = conversation.listen(self.network).evidence() if self.network else ""
+        messages = with_documents(conversation.prompt(number), None, findings)
+        request = Request(messages, seed=random.randrange(2**31))
         engines = [self.engine, self.base] if compare and self.base else [self.engine]
         try:
             sampling = Sampling(int(longest), temperature, top_p, penalty)
             streams = [engine.stream(request, sampling) for engine in engines]
             for texts in follow(streams, lambda: conversation.running is mine):
                 turn.answer, turn.other = [*texts, ""][:2]
-                yield *self._drawn(conversation, language), ""
+                yield *self._drawn(conversation, language), "", gr.skip()
         except ValueError as error:
             raise gr.Error(html.escape(str(error)), print_exception=False) from error
         finally:
             if conversation.running is mine:
                 conversation.running = None
         turn.votes = {text: None for text in (turn.answer, turn.other) if text} | turn.votes
-        yield *self._drawn(conversation, language), note(streams[0].answer, time.monotonic() - began, language)
+        told = note(streams[0].answer, time.monotonic() - began, language)
+        yield *self._drawn(conversation, language), told, self.beside(conversation, streams[0])
+
+    def beside(self, conversation: Conversation, stream: Any = None) -> str:
+        """HTML below the chat: what the network makes of the talk, and the passages of an answer from documents."""
+        parts = [panel(conversation.listen(self.network))] if self.network and conversation.turns else []
+        if getattr(stream, "found", None):
+            parts.append(passages(stream))
+        return "".join(parts)
 
     def rest(self, conversation: Conversation) -> dict:
         """The question box when no answer is being written."""
@@ -236,12 +258,18 @@ class Chat:
 
         conversation.running = None
         question = conversation.turns.pop().question if conversation.turns else ""
-        return conversation, *self._drawn(conversation, language), gr.update(value=question), ""
+        return (
+            conversation,
+            *self._drawn(conversation, language),
+            gr.update(value=question),
+            "",
+            self.beside(conversation),
+        )
 
     def forget(self, conversation: Conversation) -> tuple:
         """Begin a new conversation."""
         conversation.turns, conversation.running = [], None
-        return conversation, [], [], self.rest(conversation), ""
+        return conversation, [], [], self.rest(conversation), "", ""
 
     def judge(
         self, conversation: Conversation, language: str, index: int, liked: bool | str, other: bool = False

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
+from medical_qwen.causal import CausalStream, Network
 from medical_qwen.generation import Stream, split_thinking
 from medical_qwen.pages.language import Text
 
@@ -29,6 +30,19 @@ class Conversation:
 
     turns: list[Turn] = field(default_factory=list)
     running: object | None = None  # the answer that is being written; a newer one or a stop takes its place
+    causal: CausalStream | None = None  # what the causal network has heard: `heard`, the questions up to some turn
+    heard: list[str] = field(default_factory=list)
+
+    def listen(self, network: Network) -> CausalStream:
+        """The causal network's view of all questions; after an edit or a step back it hears them again."""
+        questions = [turn.question for turn in self.turns]
+        if self.causal is None or self.heard != questions[: len(self.heard)]:
+            self.causal, self.heard = CausalStream(network), []
+        for question in questions[len(self.heard) :]:
+            asked = self.causal.state and self.causal.state.question
+            self.causal.hear(question, answer_to=asked.id if asked else None)
+            self.heard.append(question)
+        return self.causal
 
     def prompt(self, number: int) -> list[dict]:
         """The messages that turn `number` answers."""
