@@ -14,8 +14,9 @@ changed files only, and without --corpus the index is used as it is. With --data
 import argparse
 import logging
 import shutil
+from pathlib import Path
 
-from medical_qwen.causal import CausalStream
+from medical_qwen.causal import CausalStream, Network
 from medical_qwen.evidence import label
 from medical_qwen.generation import (
     add_answer_arguments,
@@ -30,6 +31,7 @@ from medical_qwen.generation import (
     sampling_of,
     select_gpus,
 )
+from medical_qwen.pages import add_page_arguments, check_page_arguments, serve
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -50,9 +52,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--top_k", type=int, default=4, help="passages put before the model (default: %(default)s)")
     add("--min_support", type=float, help="0..1: below it the answer is a refusal; default: as calibrated")
     add("--rewrite_questions", action="store_true", help="let the model rewrite follow-up questions for the search")
+    add("--page", action="store_true", help="ask in the browser: add files, see the passages behind an answer")
+    add_page_arguments(parser)
     args = parser.parse_args(argv)
+    args.interactive = args.interactive or args.page
     check_engine_arguments(parser, args)
     check_answer_arguments(parser, args)
+    if args.page:
+        check_page_arguments(parser, args)
     if args.top_k < 1:
         parser.error(f"--top_k: expected at least 1, got {args.top_k}")
     if args.min_support is not None and not 0 <= args.min_support <= 1:
@@ -96,6 +103,13 @@ def show_passages(reply) -> None:
 def main(args: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     sampling = sampling_of(args)
+    if args.page:
+        from medical_qwen.pages.documents import documents_page
+
+        network = Network.load(args.causal) if args.causal else None
+        added = Path(f"{args.index_dir}_added")
+        serve(documents_page(open_library(args), added, args.preference_file, network), args)
+        return
     if args.interactive:
         chat(
             lambda: open_library(args),

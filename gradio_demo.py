@@ -30,8 +30,6 @@ EXAMPLES = [
     Text("空腹血糖 6.5 mmol/L 正常吗？", "Is a fasting glucose of 6.5 mmol/L normal?"),
     Text("布洛芬和对乙酰氨基酚有什么区别？", "How do ibuprofen and paracetamol differ?"),
 ]
-LONGEST = 2048  # tokens of an answer, where the model's context allows it
-AT_A_TIME = 8  # answers written at once; further users wait in line
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -40,11 +38,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add_engine_arguments(parser)
     add_page_arguments(parser)
-    parser.add_argument(
-        "--preference_file",
-        default="outputs/preferences/votes.jsonl",
-        help="thumbs add preference pairs for dpo_training.py here (default: %(default)s)",
-    )
     parser.add_argument(
         "--causal",
         nargs="?",
@@ -68,7 +61,7 @@ def build(engine, base, preference_file: str, network: Network | None):
             with gr.Column(scale=3, min_width=320):
                 chat = Chat(words, language, engine, base, preference_file, GREETING, EXAMPLES, network)
             with gr.Column(scale=1, min_width=260):
-                chat.settings(words, min(LONGEST, (engine.context_length or LONGEST) // 2))
+                chat.settings(words)
         chat.connect()
     return page
 
@@ -80,7 +73,7 @@ def main(args: argparse.Namespace) -> None:
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line for every request to --api_base
     network = Network.load(args.causal) if args.causal else None
     engine, base = load_both(args)
-    serve(build(engine, base, args.preference_file, network), args, AT_A_TIME)
+    serve(build(engine, base, args.preference_file, network), args)
 
 
 if __name__ == "__main__":

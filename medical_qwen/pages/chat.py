@@ -21,6 +21,7 @@ from medical_qwen.pages.passages import passages
 from medical_qwen.pages.votes import append_rows, export, preference_rows, vote
 from medical_qwen.records.messages import stripped
 
+LONGEST_ANSWER = 2048  # tokens, where the model's context allows it
 PLACEHOLDER = Text(
     "描述您的问题；Enter 发送，Shift+Enter 换行", "Your question; Enter sends, Shift+Enter breaks the line"
 )
@@ -96,9 +97,11 @@ class Chat:
         self.status = gr.Markdown(elem_id="status")
         self.aside = gr.HTML(elem_id="aside")  # findings of the network, passages of the documents
 
-    def settings(self, words: Words, longest: int) -> None:
-        """What the model is told, how it writes, and what can be taken away. `longest`: answer in tokens."""
+    def settings(self, words: Words) -> None:
+        """What the model is told, how it writes, and what can be taken away."""
         import gradio as gr
+
+        longest = min(LONGEST_ANSWER, (self.engine.context_length or LONGEST_ANSWER) // 2)
 
         system = Text("系统提示（可留空）", "System prompt (may stay empty)")
         self.system = words(gr.Textbox, label=system, lines=2, max_lines=6, elem_id="system")

@@ -28,8 +28,8 @@ HELD = Text("资料库：{} 个片段", "The library holds {} passages")
 SKIPPED = Text("未读：{}（{}）", "Not read: {} ({})")
 
 
-def documents_page(library: Library, folder: Path, preference_file: str, longest: int, network: Network | None) -> Any:
-    """The page. `folder` takes the files that users add; `longest` is an answer's length in tokens."""
+def documents_page(library: Library, folder: Path, preference_file: str, network: Network | None) -> Any:
+    """The page; `folder` takes the files that users add."""
     words = Words()
     with open_page(TITLE, ABOUT, words) as (page, language):
         import gradio as gr
@@ -42,7 +42,7 @@ def documents_page(library: Library, folder: Path, preference_file: str, longest
                 held = gr.Markdown(HELD.zh.format(len(library.index)), elem_id="held")
                 words(gr.Markdown, value=SHARED, elem_id="kept")
                 with words(gr.Accordion, label=Text("设置", "Settings"), open=False):
-                    chat.settings(words, longest)
+                    chat.settings(words)
         chat.connect()
 
         def add(paths: list[str], spoken: str) -> tuple:

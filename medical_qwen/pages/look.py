@@ -19,6 +19,7 @@ TEAL = ("#f0f7f6", "#dcedea", "#b9dbd6", "#8cc2bb", "#5aa39b", "#36867e", "#236b
         "#0a2221")  # fmt: skip
 PAPER = ("#fbfaf7", "#f5f3ee", "#e8e5dd", "#d5d1c7", "#a8a39a", "#7b766e", "#5b5751", "#423f3a", "#2b2926", "#1c1b19",
          "#121110")  # fmt: skip
+AT_A_TIME = 8  # answers that are written at once; further questions wait in line
 FONTS = ("system-ui", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "sans-serif")
 # A model's answer or a document must not be able to make the browser fetch something from elsewhere.
 HEAD = """<meta http-equiv="Content-Security-Policy" content="img-src 'self' data: blob:; media-src 'self' blob:">"""
@@ -27,12 +28,17 @@ MARK = """<svg viewBox="0 0 32 32" aria-hidden="true"><rect width="32" height="3
 
 
 def add_page_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags that say who can reach the page."""
+    """Flags that say who can reach the page, and where it keeps what thumbs say."""
     add = parser.add_argument
     add("--server_name", default="127.0.0.1", help="address to listen on; 0.0.0.0: all (default: %(default)s)")
     add("--server_port", type=int, help="default: the first free port from 7860 on")
     add("--share", action="store_true", help="make a public link through Gradio's servers: anybody can use the page")
     add("--auth", help="who may enter: user:password, several separated by commas")
+    add(
+        "--preference_file",
+        default="outputs/preferences/votes.jsonl",
+        help="thumbs add preference pairs for dpo_training.py here (default: %(default)s)",
+    )
 
 
 def check_page_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -105,12 +111,12 @@ def theme() -> Any:
     )
 
 
-def serve(page: Any, args: argparse.Namespace, concurrency: int) -> None:
-    """Show the page until Ctrl-C. `concurrency` answers are written at a time, further questions wait in line.
+def serve(page: Any, args: argparse.Namespace) -> None:
+    """Show the page until Ctrl-C.
 
     Nothing is sent to anybody: no analytics, no fonts from elsewhere, no history kept in the browser.
     """
-    page.queue(default_concurrency_limit=concurrency)
+    page.queue(default_concurrency_limit=AT_A_TIME)
     page.launch(
         server_name=args.server_name,
         server_port=args.server_port,
