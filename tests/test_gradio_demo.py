@@ -16,7 +16,9 @@ from types import SimpleNamespace
 import pytest
 from openai_server import serving
 
+from medical_qwen.evidence import RULES
 from medical_qwen.generation import Answer, Generator, Request, Sampling, Stream
+from medical_qwen.pages import Turn, vote
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
@@ -51,6 +53,8 @@ class Script:
                 yield f"{number} "
         elif "思考" in said[-1]:
             yield from ("<think>\n", "先想", "一想", "\n</think>", "\n\n**想好了**")
+        elif RULES in said[-1]:
+            yield from ("资料", "说[1", "]，还有[9]。")
         elif "图片" in said[-1]:
             yield "![x](http://example.invalid/spy.png) <img src=x onerror='document.title=1'> 完"
         else:
@@ -59,13 +63,13 @@ class Script:
 
 
 @contextmanager
-def page_of(root: Path, folder: Path, *flags: object):
+def page_of(root: Path, folder: Path, *flags: object, script: str = "gradio_demo.py"):
     """The script as a process; yields its address and log."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log = folder / f"page-{port}.log"
-    command = [sys.executable, root / "gradio_demo.py", "--server_port", port, *flags]
+    command = [sys.executable, root / script, "--server_port", port, *flags]
     process = subprocess.Popen([str(word) for word in command], stdout=log.open("wb"), stderr=subprocess.STDOUT)
     try:
         end = time.monotonic() + 300  # on a busy machine
@@ -384,6 +388,56 @@ def test_two_hundred_turns_are_answered_and_what_was_left_out_is_said(browser, a
             ask(page, f"第 {number} 个问题")
         assert "最早的部分未读" in page.locator(STATUS).inner_text()
         assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+
+
+@pytest.fixture(scope="module")
+def documents(browser, root, server, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("documents")
+    (folder / "corpus").mkdir()
+    (folder / "corpus/nose.md").write_text("# 鼻出血\n\n鼻出血时坐直、头前倾，捏住鼻翼十分钟。\n", encoding="utf-8")
+    flags = ("--page", "--causal", "--corpus", folder / "corpus", "--index_dir", folder / "index")
+    flags += ("--api_base", server.address, "--preference_file", folder / "votes.jsonl")
+    with page_of(root, folder, *flags, script="chatpdf.py") as page:
+        yield page
+
+
+def test_documents_answer_with_their_passages_and_take_new_files(browser, documents, root, tmp_path):
+    with opened(browser, documents.url, DESKTOP) as page:
+        assert "不是医疗建议" in page.locator("#notice").inner_text()
+        assert ask(page, "鼻出血怎么办？") == "资料说[1]，还有。"
+        cited = page.locator("#passages .cited")
+        assert "nose.md" in cited.inner_text() and "捏住鼻翼" in cited.inner_text()
+        assert "鼻出血" in "".join(cited.locator("mark").all_inner_texts())
+        file = tmp_path / "烫伤.txt"
+        file.write_text("烫伤后立即用流动的凉水冲洗二十分钟。", encoding="utf-8")
+        page.set_input_files("#files input[type=file]", [file])
+        page.wait_for_function("document.querySelector('#held').innerText.includes('2')")
+        ask(page, "烫伤了先做什么？")
+        page.wait_for_function("document.querySelector('#passages').innerText.includes('烫伤.txt')")
+        picture(page, root, "desktop-documents")
+
+
+def test_the_causal_panel_follows_the_talk(browser, documents, root):
+    with opened(browser, documents.url, PHONE) as page:
+        ask(page, "我发热、咳嗽三天了")
+        assert page.locator("#aside svg").count() == 2
+        first = page.locator("#aside svg").first.inner_text()
+        ask(page, "还有流鼻涕，没有气促")
+        assert page.locator("#aside svg").first.inner_text() != first
+        assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+        page.locator("#aside").scroll_into_view_if_needed()
+        picture(page, root, "phone-causal")
+
+
+def test_thumbs_make_pairs_of_answers_to_one_question():
+    turn = Turn("问")
+    turn.votes = {"甲": None, "乙": None, "丙": None}
+    assert vote(turn, "甲", False) == []  # nothing is known to be better
+    assert vote(turn, "乙", True) == [("乙", "甲"), ("乙", "丙")]
+    assert vote(turn, "乙", True) == []
+    assert vote(turn, "丙", False) == [("乙", "丙")]
+    assert vote(turn, "丙", True) == [("丙", "甲")]  # of two good ones neither is rejected
+    assert vote(turn, "甲", None) == []
 
 
 @pytest.mark.parametrize(
