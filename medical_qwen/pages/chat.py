@@ -216,7 +216,7 @@ class Chat:
             yield (gr.skip(),) * 4
             return
         turn, number, began = conversation.turns[-1], len(conversation.turns) - 1, time.monotonic()
-        if turn.system != (system := stripped(system)):
+        if turn.system != (system := stripped(system or "")):
             turn.system, turn.votes = system, {}
         findings = conversation.listen(self.network).evidence() if self.network else ""
         messages = with_documents(conversation.prompt(number), None, findings)
