@@ -141,9 +141,14 @@ def send(page, question: str) -> None:
     page.press(BOX, "Enter")
 
 
+def until(page, condition: str) -> None:
+    """Wait until a condition in the page's own language holds."""
+    page.wait_for_function(condition, polling=100)
+
+
 def finished(page) -> str:
     """The text of the newest answer when it is whole."""
-    page.wait_for_function("document.querySelector('#status').innerText.match(/词元|tokens/)")
+    until(page, "document.querySelector('#status').innerText.match(/词元|tokens/)")
     page.wait_for_selector(SEND)
     return page.locator(ANSWERS).last.inner_text().strip()
 
@@ -151,7 +156,7 @@ def finished(page) -> str:
 def ask(page, question: str) -> str:
     count = page.locator("#chat .user.message").count()
     send(page, question)
-    page.wait_for_function(f"document.querySelectorAll('#chat .user.message').length > {count}")
+    until(page, f"document.querySelectorAll('#chat .user.message').length > {count}")
     return finished(page)
 
 
@@ -166,7 +171,7 @@ def test_a_question_is_answered_while_it_is_read_and_can_be_stopped(tab, root):
     send(tab, "请写一篇长文")
     lengths = []
     for _ in range(3):
-        tab.wait_for_function(f"document.querySelector('{ANSWERS}')?.innerText.length > {max(lengths, default=0)}")
+        until(tab, f"document.querySelector('{ANSWERS}')?.innerText.length > {max(lengths, default=0)}")
         lengths.append(len(tab.locator(ANSWERS).inner_text()))
     tab.click(STOP)
     stopped = finished(tab)
@@ -195,12 +200,12 @@ def test_turns_are_remembered_edited_taken_back_and_forgotten(tab):
     tab.locator("#chat button[aria-label*='dit']").first.click()
     tab.fill("#chat textarea", "我对花生过敏")
     tab.locator("#chat button[aria-label*='ubmit']").first.click()
-    tab.wait_for_function(f"document.querySelectorAll('{ANSWERS}').length == 1")
-    tab.wait_for_function(f"document.querySelector('{ANSWERS}').innerText.includes('花生')")
+    until(tab, f"document.querySelectorAll('{ANSWERS}').length == 1")
+    until(tab, f"document.querySelector('{ANSWERS}').innerText.includes('花生')")
     finished(tab)
     assert heard(tab) == ["0）你是医生", "1）我对花生过敏"]
     press(tab, "Undo")
-    tab.wait_for_function(f"document.querySelector('{BOX}').value == '我对花生过敏'")
+    until(tab, f"document.querySelector('{BOX}').value == '我对花生过敏'")
     ask(tab, "你好")
     assert heard(tab) == ["0）你是医生", "1）你好"]
     tab.click("#clear")
@@ -228,7 +233,7 @@ def test_the_language_switches_without_a_reload_and_is_kept(browser, scripted, t
     tab.evaluate("window.same = true")
     ask(tab, "你好")
     tab.get_by_text("English", exact=True).click()
-    tab.wait_for_function("document.querySelector('#notice').innerText.includes('not medical advice')")
+    until(tab, "document.querySelector('#notice').innerText.includes('not medical advice')")
     assert tab.evaluate("[window.same, document.documentElement.lang]") == [True, "en"]
     assert heard(tab) == ["0）你好"]
     assert "System prompt" in tab.locator("#system").inner_text()
@@ -237,7 +242,7 @@ def test_the_language_switches_without_a_reload_and_is_kept(browser, scripted, t
     text = tab.locator(".gradio-container").inner_text().replace("中文", "").replace("你好", "")
     assert not [letter for letter in text if "\u4e00" <= letter <= "\u9fff"], text
     tab.reload()
-    tab.wait_for_function("document.querySelector('#notice')?.innerText.includes('not medical advice')")
+    until(tab, "document.querySelector('#notice')?.innerText.includes('not medical advice')")
 
 
 @pytest.mark.parametrize(("name", "viewport"), [("phone", PHONE), ("desktop", DESKTOP)])
@@ -291,7 +296,7 @@ def test_a_closed_browser_stops_its_answer(browser, scripted, server):
     before = server.hung_up
     with opened(browser, scripted.url, PHONE) as page:
         send(page, "请写一篇长文")
-        page.wait_for_function(f"document.querySelector('{ANSWERS}')?.innerText.length > 10")
+        until(page, f"document.querySelector('{ANSWERS}')?.innerText.length > 10")
     end = time.monotonic() + 30
     while server.hung_up == before and time.monotonic() < end:
         time.sleep(0.1)
@@ -410,9 +415,9 @@ def test_documents_answer_with_their_passages_and_take_new_files(browser, docume
         file = tmp_path / "烫伤.txt"
         file.write_text("烫伤后立即用流动的凉水冲洗二十分钟。", encoding="utf-8")
         page.set_input_files("#files input[type=file]", [file])
-        page.wait_for_function("document.querySelector('#held').innerText.includes('2')")
+        until(page, "document.querySelector('#held').innerText.includes('2')")
         ask(page, "烫伤了先做什么？")
-        page.wait_for_function("document.querySelector('#passages').innerText.includes('烫伤.txt')")
+        until(page, "document.querySelector('#passages').innerText.includes('烫伤.txt')")
         picture(page, root, "desktop-documents")
 
 
