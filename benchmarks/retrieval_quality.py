@@ -136,6 +136,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--rows", type=int, default=2000, help="rows of toyhom (default: %(default)s)")
     parser.add_argument("--questions", type=int, default=200)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--split", choices=("dev", "test"), default="test")
     parser.add_argument("--folder", type=Path, default=ROOT / "outputs" / "retrieval_quality", help="of the indexes")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
@@ -150,7 +151,7 @@ def main() -> None:
     encoder = Encoder(options.embedding_model)
     reranker = Reranker(options.rerank_model) if options.rerank_model else None
     result = {"embedding_model": Path(options.embedding_model).name, "split": options.split}
-    for kind in KINDS:
+    for kind in options.kinds:
         asked = choose(kind, rows, options.split, options.questions)
         result[kind] = evaluate(kind, rows, asked, encoder, reranker, options.folder)
         if options.output:
