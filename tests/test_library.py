@@ -245,7 +245,7 @@ def run(root, *flags, **options) -> subprocess.CompletedProcess:
 def test_a_file_of_questions(root, tiny_model, tmp_path, documents):
     questions = tmp_path / "questions.jsonl"
     rows = [json.loads(line) for line in (root / "data/rag/questions.jsonl").read_text(encoding="utf-8").splitlines()]
-    rows = [rows[0], rows[49], rows[-1]]
+    rows = [rows[28], rows[52], rows[-1]]  # answered, a follow-up, not in the documents
     questions.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     output = tmp_path / "answers.jsonl"
     flags = ("--base_model", tiny_model, "--only_cpu", "--corpus", documents, "--index_dir", tmp_path / "index")
