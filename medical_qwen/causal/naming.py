@@ -22,15 +22,23 @@ class Naming:
 
 @dataclass(frozen=True)
 class Term:
-    """A way to say a finding. A group `not` in its pattern is a denial inside the words: 头不疼."""
+    """A way to say a finding. A group `not` in its pattern is a denial inside the words: 头不疼.
+
+    `key` occurs in every text that the pattern matches: thousands of terms are passed over by it.
+    """
 
     id: str
     name: str
-    pattern: re.Pattern[str]
+    key: str
+    source: str
 
     @property
     def length(self) -> int:
         return len(self.name.replace("…", ""))
+
+    @cached_property
+    def pattern(self) -> re.Pattern[str]:
+        return re.compile(self.source)
 
 
 # quantity, the words that announce it, unit words that may follow, [(id, at least, below)]; ids that a network lacks
@@ -97,6 +105,7 @@ class Names:
         candidates = [
             (term.length, Naming(term.id, "absent" if hit.groupdict().get("not") else "present", *hit.span()))
             for term in self._terms
+            if term.key in text
             for hit in term.pattern.finditer(text)
             if len(hit[0]) > 2 or hit[0].isascii() or self._is_a_word(text, hit.start(), hit.end())
         ]
@@ -170,22 +179,25 @@ def _terms(network: Network) -> Iterator[Term]:
     for node in (*network.risks, *network.findings):
         names = {node.zh, node.en, *network.synonyms.get(node.id, ())}
         for name in filter(None, map(fold, map(str.strip, names))):
-            yield Term(node.id, name, re.compile(_pattern(name)))
+            yield Term(node.id, name, *_pattern(name))
 
 
-def _pattern(name: str) -> str:
-    """A regular expression for a name, with room for the words that people put into it."""
+def _pattern(name: str) -> tuple[str, str]:
+    """(key, regular expression) of a name; the expression has room for the words that people put into it."""
     if "…" in name:
-        return _ROOM.join(map(re.escape, name.split("…")))
+        pieces = name.split("…")
+        return pieces[0], _ROOM.join(map(re.escape, pieces))
     if name.isascii():
-        return rf"(?<![a-z]){re.escape(name)}(?:s|es)?(?![a-z])"
+        return name, rf"(?<![a-z]){re.escape(name)}(?:s|es)?(?![a-z])"
     for predicate in sorted(_PREDICATES, key=len, reverse=True):
         subject = name.removesuffix(predicate)
         if subject and subject != name and subject[-1] not in "发不没有无":
-            return rf"{re.escape(subject)}{_FILL}{_NOT}{_FILL}{_PAIN.get(predicate, re.escape(predicate))}"
+            end = _PAIN.get(predicate, re.escape(predicate))
+            return subject, rf"{re.escape(subject)}{_FILL}{_NOT}{_FILL}{end}"
     if len(name) == 2 and name[0] in _VERBS:
-        return rf"{name[0]}{_OBJECT}{re.escape(name[1])}|(?P<not>不|没|退){re.escape(name[1])}(?=了|过)"
-    return re.escape(name)
+        end = re.escape(name[1])
+        return name[1], rf"{name[0]}{_OBJECT}{end}|(?P<not>不|没|退){end}(?=了|过)"
+    return name, re.escape(name)
 
 
 def _quantities(network: Network) -> Iterator[tuple[str, str]]:
