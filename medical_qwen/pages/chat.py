@@ -128,7 +128,7 @@ class Chat:
         drawn = [self.state, self.bot, self.other, self.box, self.status, self.aside]
 
         def edit(conversation: Conversation, language: str, event: gr.EditData) -> tuple:
-            return self.ask_again(conversation, language, event.index, event.value)
+            return self.ask(event.value, conversation, language, conversation.place(event.index))
 
         def pick(conversation: Conversation, language: str, event: gr.SelectData) -> tuple:
             return self.ask(event.value["text"], conversation, language)
@@ -162,24 +162,27 @@ class Chat:
         text = gr.Textbox(visible=False)
         self.export.click(self.exported, who, text, **quick).success(None, text, None, js=DOWNLOAD, **quick)
 
-    def ask(self, question: str, conversation: Conversation, language: str) -> tuple:
-        """A new question, which ends the answer that is being written. Without text nothing happens."""
+    def ask(self, question: str, conversation: Conversation, language: str, place: int | None = None) -> tuple:
+        """A new question, which ends the answer that is being written; nothing happens without text.
+
+        Args:
+            place: number of the turn that it replaces, with all later ones.
+        """
         import gradio as gr
 
         question = stripped(question or "")
         if len(question) > LONGEST_QUESTION:
             gr.Warning(TOO_LONG.said(language).format(len(question), LONGEST_QUESTION))
         if not 0 < len(question) <= LONGEST_QUESTION:
-            return conversation, *[gr.skip()] * 5
-        conversation.turns.append(Turn(question))
+            return conversation, *self._drawn(conversation, language), *[gr.skip()] * 3
+        conversation.turns = [*conversation.turns[:place], Turn(question)]
         return self._begin(conversation, language)
 
-    def ask_again(self, conversation: Conversation, language: str, index: int = -1, question: str = "") -> tuple:
-        """The last question once more, or the question at `index` of the chatbot in other words."""
-        if index >= 0:
-            del conversation.turns[conversation.place(index) :]
-            return self.ask(question, conversation, language)
-        return self._begin(conversation, language)
+    def ask_again(self, conversation: Conversation, language: str) -> tuple:
+        """The last question once more."""
+        import gradio as gr
+
+        return self._begin(conversation, language) if conversation.turns else (conversation, *[gr.skip()] * 5)
 
     def _begin(self, conversation: Conversation, language: str) -> tuple:
         import gradio as gr
