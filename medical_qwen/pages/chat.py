@@ -241,11 +241,9 @@ class Chat:
         yield *self._drawn(conversation, language), told, self.beside(conversation, streams[0])
 
     def beside(self, conversation: Conversation, stream: Any = None) -> str:
-        """HTML below the chat: what the network makes of the talk, and the passages of an answer from documents."""
-        parts = [panel(conversation.listen(self.network))] if self.network and conversation.turns else []
-        if getattr(stream, "found", None):
-            parts.append(passages(stream))
-        return "".join(parts)
+        """HTML below the chat: the passages of an answer from documents, and what the network makes of the talk."""
+        found = passages(stream) if getattr(stream, "found", None) else ""
+        return found + (panel(conversation.listen(self.network)) if self.network and conversation.turns else "")
 
     def rest(self, conversation: Conversation) -> dict:
         """The question box when no answer is being written."""
