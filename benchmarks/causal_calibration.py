@@ -48,14 +48,14 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "causal_calibration")
     options = parser.parse_args()
     network = Network.load(options.network)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
     results = {}
     for design in SPEAKS:
         cases = judge(network, design, options.patients, options.seed)
         results[design] = summary(cases, options.seed)
-        print(f"{design}: {json.dumps(results[design], indent=2)}")
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.with_suffix(".json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    plot(results, options.output.with_suffix(".png"))
+        print(f"{design}: {json.dumps(results[design], indent=2)}", flush=True)
+        options.output.with_suffix(".json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        plot(results, options.output.with_suffix(".png"))
 
 
 def judge(network: Network, design: str, patients: int, seed: int) -> list[dict]:
@@ -141,7 +141,7 @@ def plot(results: dict, path: Path) -> None:
 
     figure, axes = plt.subplots(figsize=(5.2, 5), layout="constrained")
     axes.plot([0, 1], [0, 1], color="#9ca3af", linewidth=1)
-    for (design, result), colour in zip(results.items(), ("#b45309", "#2563eb"), strict=True):
+    for (design, result), colour in zip(results.items(), ("#b45309", "#2563eb"), strict=False):
         said, true = ([one[key] for one in result["bins"]] for key in ("said", "true"))
         spread = [1.96 * (one["true"] * (1 - one["true"]) / one["count"]) ** 0.5 for one in result["bins"]]
         label = f"{design} (calibration error {result['expected calibration error']:.4f})"

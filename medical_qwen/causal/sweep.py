@@ -28,7 +28,7 @@ from functools import lru_cache
 import numpy as np
 
 OPEN, ARROW, CLOSE = range(3)
-ATTEMPTS, WORTH_AN_ATTEMPT = 16, 500_000  # orders that are tried at most, and the work that one more is worth
+ATTEMPTS, WORTH_AN_ATTEMPT = 16, 1_000_000  # orders that are tried at most, and the work that one more is worth
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,10 @@ class _Planner:
         self.open = self.width = self.work = self.kept = 0
         self.waiting = (1 << len(causes)) - 1
         self.touched = self.waiting  # nodes whose entry below is out of date
-        self.needs = [(0, 0)] * len(causes)  # what is open while the node is finished, and what of it closes
+        self.needs = [(0, 0)] * len(causes)
+        self.caused = self.last_effect = self.last_cause = 0
+        for node in range(len(causes)):
+            self.note_arrows(node)
 
     def run(self, noise: random.Random, narrow_first: bool, limit: int | None) -> Plan | None:
         """The greedy order, or None as soon as it is known to take `limit` steps of work or more."""
@@ -84,8 +87,8 @@ class _Planner:
                 need, gone = self.needs[node]
                 mask = self.open | need
                 behind, wide = (mask & ~gone).bit_count(), mask.bit_count()
-                key = (wide, behind, noise.random()) if narrow_first else (behind, wide, noise.random())
-                if best is None or key < best:
+                key = (wide, behind) if narrow_first else (behind, wide)
+                if best is None or key < best or (key == best and noise.random() < 0.3):
                     best, choice = key, node
             self.finish(choice)
             if limit is not None and self.work >= limit:
@@ -93,14 +96,23 @@ class _Planner:
         return Plan(tuple(self.steps), self.width, self.work, self.kept)
 
     def need(self, node: int) -> tuple[int, int]:
-        opened = gone = 1 << node
-        opened |= self.effects[node] | self.causes[node]
-        for cause in bits(self.causes[node]):
+        """Nodes that are open at some moment while `node` is finished, and those of them that close."""
+        causes, effects = self.causes[node], self.effects[node]
+        opened = 1 << node | causes | effects
+        for cause in bits(causes & self.caused):
             opened |= self.causes[cause]
-            gone |= 1 << cause if self.effects[cause] == 1 << node else 0
-        for effect in bits(self.effects[node]):
-            gone |= 1 << effect if self.causes[effect] == 1 << node and not self.effects[effect] else 0
-        return opened, gone
+        return opened, 1 << node | causes & self.last_effect | effects & self.last_cause
+
+    def note_arrows(self, node: int) -> None:
+        """Keep the masks of nodes by their unused arrows: some cause; one effect; one cause and no effect."""
+        causes, effects = self.causes[node], self.effects[node]
+        for name, holds in (
+            ("caused", causes),
+            ("last_effect", effects and not effects & (effects - 1)),
+            ("last_cause", causes and not effects and not causes & (causes - 1)),
+        ):
+            mask = getattr(self, name)
+            setattr(self, name, mask | 1 << node if holds else mask & ~(1 << node))
 
     def finish(self, node: int) -> None:
         self.start(node)
@@ -119,6 +131,8 @@ class _Planner:
         self.touched |= self.effects[cause] | self.causes[effect] | self.effects[effect] | 1 << cause | 1 << effect
         self.causes[effect] &= ~(1 << cause)
         self.effects[cause] &= ~(1 << effect)
+        self.note_arrows(cause)
+        self.note_arrows(effect)
         self.note(ARROW, cause, effect)
         self.close_if_done(cause)
         self.close_if_done(effect)
