@@ -22,9 +22,11 @@ bootstrap intervals of their difference over patients.
 """
 
 import argparse
+import itertools
 import json
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -49,37 +51,36 @@ def main() -> None:
     options = parser.parse_args()
     network = Network.load(options.network)
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    results = {}
-    for design in SPEAKS:
-        cases = judge(network, design, options.patients, options.seed)
-        results[design] = summary(cases, options.seed)
-        print(f"{design}: {json.dumps(results[design], indent=2)}", flush=True)
+    streams = {design: judged(network, design, options.seed) for design in SPEAKS}
+    cases: dict[str, list[dict]] = {design: [] for design in SPEAKS}
+    while len(cases["told"]) < options.patients:  # figures are written after each part
+        for design, stream in streams.items():
+            cases[design] += itertools.islice(stream, min(250, options.patients - len(cases[design])))
+        results = {design: summary(found, options.seed) for design, found in cases.items()}
         options.output.with_suffix(".json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
         plot(results, options.output.with_suffix(".png"))
+        print(json.dumps({design: {**one, "bins": "..."} for design, one in results.items()}, indent=2), flush=True)
 
 
-def judge(network: Network, design: str, patients: int, seed: int) -> list[dict]:
-    """What the network concludes about each patient, with the truth."""
-    random, cases, batch = np.random.default_rng(seed), [], 0
-    while len(cases) < patients:
-        drawn, batch = network.sample(500, seed + 1000 * batch), batch + 1
+def judged(network: Network, design: str, seed: int) -> Iterator[dict]:
+    """What the network concludes about one patient after the other, with the truth."""
+    random = np.random.default_rng(seed)
+    for batch in itertools.count():
+        drawn = network.sample(500, seed + 1000 * batch)
         for row in range(500):
             evidence = tell(network, drawn, row, SPEAKS[design], random)
             told = [network.index[node] for node in evidence.present if network.nodes[node].kind != "risk"]
             counts = drawn.caused[row][:, told].sum(axis=1)
-            if len(cases) == patients or (design == "told" and not counts.any()):
+            if design == "told" and not counts.any():
                 continue
             start = time.process_time()
             found = infer(network, evidence)
-            cases.append({
+            yield {
                 "truth": drawn.diseases[row], "posterior": found.diseases, "disablement": found.disablement,
                 "cause": int(counts.argmax()) if counts.any() else None, "told": len(told),
                 "left_out": len(found.left_out), "seconds": time.process_time() - start,
                 "any": int(random.choice(np.nonzero(drawn.diseases[row])[0])) if drawn.diseases[row].any() else None,
-            })  # fmt: skip
-            if len(cases) % 100 == 0:
-                print(f"{design}: {len(cases)} of {patients}", flush=True)
-    return cases
+            }  # fmt: skip
 
 
 def tell(network: Network, drawn: Patients, row: int, speaks: tuple[float, float], random) -> Evidence:
@@ -141,7 +142,7 @@ def plot(results: dict, path: Path) -> None:
 
     figure, axes = plt.subplots(figsize=(5.2, 5), layout="constrained")
     axes.plot([0, 1], [0, 1], color="#9ca3af", linewidth=1)
-    for (design, result), colour in zip(results.items(), ("#b45309", "#2563eb"), strict=False):
+    for (design, result), colour in zip(results.items(), ("#b45309", "#2563eb"), strict=True):
         said, true = ([one[key] for one in result["bins"]] for key in ("said", "true"))
         spread = [1.96 * (one["true"] * (1 - one["true"]) / one["count"]) ** 0.5 for one in result["bins"]]
         label = f"{design} (calibration error {result['expected calibration error']:.4f})"

@@ -28,7 +28,7 @@ from functools import lru_cache
 import numpy as np
 
 OPEN, ARROW, CLOSE = range(3)
-ATTEMPTS, WORTH_AN_ATTEMPT = 16, 1_000_000  # orders that are tried at most, and the work that one more is worth
+ATTEMPTS, WORTH_AN_ATTEMPT = 16, 3_000_000  # orders that are tried at most, and the work that one more is worth
 
 
 @dataclass(frozen=True)
