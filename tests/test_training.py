@@ -1,5 +1,6 @@
 """PT and SFT through their real entry points, on a model of 100k parameters."""
 
+import importlib
 import json
 import math
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from stage_runs import QUIET, flags, two_ranks, weights, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import pretraining
@@ -22,7 +24,6 @@ from medical_qwen.rendering import Renderer
 from medical_qwen.training import last_complete_checkpoint, parse
 
 ROOT = Path(__file__).resolve().parents[1]
-QUIET = ["--report_to", "none", "--logging_steps", "1", "--gradient_checkpointing", "False", "--dtype", "float32"]
 
 
 def conversations(number: int, turns: int = 1) -> list[dict]:
@@ -37,38 +38,18 @@ def conversations(number: int, turns: int = 1) -> list[dict]:
     return rows
 
 
-def write_rows(path: Path, rows: list[dict]) -> Path:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
 @pytest.fixture
 def data(tmp_path) -> Path:
     return write_rows(tmp_path / "train.jsonl", conversations(24))
 
 
-def sft(model, data, output, *flags) -> dict:
-    return supervised_finetuning.main(
-        [
-            "--model_name_or_path",
-            str(model),
-            "--train_file_dir",
-            str(data),
-            "--output_dir",
-            str(output),
-            *QUIET,
-            *flags,
-        ]
-    )
+def sft(model, data, output, *more) -> dict:
+    return supervised_finetuning.main(flags(model, data, output, *more))
 
 
 def losses(output: Path) -> list[float]:
     history = json.loads((output / "trainer_state.json").read_text())["log_history"]
     return [row["loss"] for row in history if "loss" in row]
-
-
-def weights(output: Path) -> dict[str, torch.Tensor]:
-    return load_file(next(output.glob("*model.safetensors")))
 
 
 def same(first: dict, second: dict, tolerance: float) -> bool:
@@ -228,9 +209,8 @@ def test_pretraining_learns_every_token_of_a_long_document(tiny_model):
         assert labels == [-100, *ids[1:]]
 
 
-def command(model, data, output, *flags) -> list[str]:
-    return [sys.executable, "supervised_finetuning.py", "--model_name_or_path", str(model), "--train_file_dir",
-            str(data), "--output_dir", str(output), *QUIET, *flags]  # fmt: skip
+def command(model, data, output, *more) -> list[str]:
+    return [sys.executable, "supervised_finetuning.py", *flags(model, data, output, *more)]
 
 
 @pytest.mark.slow
@@ -255,21 +235,36 @@ def test_killed_and_resumed_equals_uninterrupted(tiny_model, data, tmp_path):
     assert same(weights(killed), weights(tmp_path / "whole"), 0)
 
 
+@pytest.fixture(scope="module")
+def divided(tiny_model, tmp_path_factory) -> Path:
+    """Folder with what SFT leaves in full and with LoRA under ZeRO-2 and ZeRO-3; an uneven number of rows."""
+    folder = tmp_path_factory.mktemp("deepspeed")
+    data = write_rows(folder / "train.jsonl", conversations(23))
+    more = ["--num_train_epochs", "2", "--per_device_train_batch_size", "2", "--learning_rate", "1e-2",
+            "--save_strategy", "no"]  # fmt: skip
+    two_ranks(
+        *(
+            [
+                "supervised_finetuning",
+                *flags(tiny_model, data, folder / f"{stage}-{method}", *more),
+                "--deepspeed",
+                f"{stage}.json",
+                "--use_peft",
+                str(method == "lora"),
+            ]
+            for stage in ("zero2", "zero3")
+            for method in ("full", "lora")
+        )
+    )
+    return folder
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["zero2.json", "zero3.json"])
+@pytest.mark.parametrize("stage", ["zero2", "zero3"])
 @pytest.mark.parametrize("method", ["full", "lora"])
-def test_deepspeed_on_two_ranks(tiny_model, tmp_path, stage, method):
+def test_deepspeed_on_two_ranks(tiny_model, divided, stage, method):
     """Two gloo ranks with an uneven number of rows train, save once, and the model loads; the loss falls."""
-    data = write_rows(tmp_path / "train.jsonl", conversations(23))
-    out = tmp_path / "out"
-    flags = ["--deepspeed", stage, "--use_cpu", "True", "--use_peft", str(method == "lora"), "--num_train_epochs", "2",
-             "--per_device_train_batch_size", "2", "--learning_rate", "1e-2", "--save_strategy", "no"]  # fmt: skip
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*launch, *command(tiny_model, data, out, *flags)[1:]],
-        cwd=ROOT, env=os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    out = divided / f"{stage}-{method}"
     summary = json.loads((out / "run_summary.json").read_text())
     assert summary["world_size"] == 2 and summary["steps"] == 12
     assert losses(out)[-1] < losses(out)[0] - 0.5
@@ -345,7 +340,7 @@ def test_medicalgpt_spellings_are_aliases(tiny_model, data, tmp_path):
 
 
 @pytest.mark.parametrize("script", sorted(path.name for path in ROOT.glob("run_*.sh")))
-def test_the_flags_of_a_run_script_are_those_of_its_stage(script, tmp_path):
+def test_the_flags_of_a_run_script_are_those_of_its_stage(script, monkeypatch):
     """Every shipped setting parses against its script: `launch` is replaced by the script's own parser."""
     lines = (ROOT / script).read_text(encoding="utf-8")
     if "\nlaunch " not in lines:
@@ -356,17 +351,15 @@ def test_the_flags_of_a_run_script_are_those_of_its_stage(script, tmp_path):
         f"launch() {{ printf '%s\\0' \"$@\"; }}; {lines.replace('. tools/launch.sh', 'MODEL=model')}",
     ]
     out = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")[:-1]
-    check = (
-        "import sys, medical_qwen.training as t\n"
-        "def stop(*a, **k): raise SystemExit(0)\n"
-        "t._start = stop\n"
-        f"import {Path(out[0]).stem} as stage\n"
-        "stage.main(sys.argv[1:])\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", check, *out[1:]], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+
+    def parsed(config):
+        raise SystemExit(0)
+
+    monkeypatch.setattr("medical_qwen.training._start", parsed)  # what comes after the flags were accepted
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(Path(out[0]).stem).main(out[1:])
+    assert ended.value.code == 0
 
 
 def test_the_last_evaluation_is_not_done_twice(tiny_model, data, tmp_path, monkeypatch):
