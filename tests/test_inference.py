@@ -17,6 +17,7 @@ import pytest
 import inference
 from medical_qwen import training
 from medical_qwen.generation import Generator, Request, Sampling
+from medical_qwen.generation.terminal import DIM, PLAIN, dimmed
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +115,15 @@ def test_a_chat_is_interrupted_remembers_and_forgets(root, model, tmp_path):
 
 def shown(answer) -> str:
     return answer.text + "\n[cut at --max_new_tokens 60]" * (answer.finish_reason == "length")
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
+def test_thoughts_are_dimmed_in_a_terminal_wherever_their_tags_are_cut(size):
+    text = "<think>\n先想 a<b\n</think>\n\n答<案> <think>再"
+    pieces = [text[i : i + size] for i in range(0, len(text), size)]
+    expected = f"{DIM}\n先想 a<b\n{PLAIN}\n\n答<案> {DIM}再{PLAIN}"
+    assert "".join(dimmed(pieces)) == expected
+    assert "".join(dimmed(["没有思考 <thi"])) == "没有思考 <thi"
 
 
 def test_a_chat_through_a_pipe_survives_bad_bytes_and_ends_with_the_input(root, tiny_model):

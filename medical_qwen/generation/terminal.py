@@ -3,17 +3,19 @@
 import contextlib
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 from medical_qwen.causal import CausalStream
 from medical_qwen.evidence import with_documents
 from medical_qwen.generation.interface import Engine, Request, Sampling, Stream
+from medical_qwen.generation.text import THINK_CLOSE, THINK_OPEN, overlap
 
 NOTICE = """\
 本模型的回答可能有误，仅供参考，不能代替医生的诊断和治疗；紧急情况请立即就医。
 This model's answers may be wrong. They are not medical advice and replace no doctor; in an emergency call for help.
 Ctrl-C stops an answer, `clear` forgets the conversation, `exit` leaves.
 """
+DIM, PLAIN = "\033[2m", "\033[0m"
 
 
 def chat(
@@ -81,13 +83,14 @@ def reply(
     """Write one answer, given the findings of the causal network; the turn as it was said is added to `history`."""
     turn = {"role": "user", "content": question}
     stream = engine.stream(Request(with_documents([*history, turn], None, findings), seed=seed), sampling)
+    colours = sys.stdout.isatty()
     print("Assistant: ", end="", flush=True)
     try:
-        for piece in stream:
+        for piece in dimmed(stream) if colours else stream:
             print(piece, end="", flush=True)
         print()
     except KeyboardInterrupt:
-        print(" [stopped]")
+        print(f"{PLAIN if colours else ''} [stopped]")
     finally:
         stream.close()
         if stream.answer.text:
@@ -97,3 +100,18 @@ def reply(
     if stream.answer.truncated:
         print("[too long for the model's context: its oldest part was left out]")
     return stream
+
+
+def dimmed(pieces: Iterable[str]) -> Iterator[str]:
+    """The pieces with thoughts in a faint colour instead of between tags, wherever a tag is cut."""
+    held, thinking = "", False
+    for piece in pieces:
+        held += piece
+        while (tag := THINK_CLOSE if thinking else THINK_OPEN) in held:
+            before, _, held = held.partition(tag)
+            yield before + (PLAIN if thinking else DIM)
+            thinking = not thinking
+        keep = overlap(held, tag)
+        yield held[: len(held) - keep]
+        held = held[len(held) - keep :]
+    yield held + (PLAIN if thinking else "")
