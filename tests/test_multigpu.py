@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import torch
-from torch.distributed import HashStore, PrefixStore, TCPStore
+from rank_work import work
+from torch.distributed import HashStore, TCPStore
 
 import inference
 import inference_multigpu_demo
-from medical_qwen.generation import Answer, Generator, Journal, Ranks, Sampling, answer_file, plan_batches, select_gpus
+from medical_qwen.generation import Answer, Journal, Ranks, plan_batches, select_gpus
 from medical_qwen.generation.job import _portions
 
 
@@ -66,28 +66,24 @@ def test_two_ranks_write_the_file_of_one_and_show_one_progress_bar(root, tiny_mo
 
 @pytest.mark.slow
 def test_killed_ten_times_the_answers_are_those_of_an_undisturbed_run(tiny_model, shared, tmp_path):
-    """SIGKILL to all ranks at random moments, each time another number of them; forked, for a quick start."""
+    """SIGKILL to all ranks at random moments, each time another number of them."""
     file, output, chance = tmp_path / "questions.jsonl", tmp_path / "out.jsonl", random.Random(0)
     lines = (shared / "data/medicalgpt/sft/medical_sft_1K_format.jsonl").read_text(encoding="utf-8").split("\n")[:61]
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    engine = Generator.load(str(tiny_model), only_cpu=True)
     server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["rank_work"])  # torch is loaded once
 
-    def work(name: str, output: Path, rank: int = 0, size: int = 1) -> None:
-        torch.set_num_threads(1)
-        store = PrefixStore(name, TCPStore("127.0.0.1", server.port, is_master=False))
-        settings = {"batch_size": 3, "seed": 0, "job": {}, "ranks": Ranks(rank, size, store)}
-        answer_file(file, output, lambda: engine, Sampling(12), **settings)
-
-    def started(name: str, size: int) -> list:
-        ranks = [get_context("fork").Process(target=work, args=(name, output, n, size)) for n in range(size)]
+    def started(name: str, size: int, output: Path) -> list:
+        place = (str(tiny_model), str(file), str(output), server.port, name)
+        ranks = [context.Process(target=work, args=(*place, rank, size)) for rank in range(size)]
         for rank in ranks:
             rank.start()
         return ranks
 
     seen = [0]
     for kill in range(10):
-        ranks, end = started(f"{kill}", 1 + kill % 3), time.monotonic() + 60
+        ranks, end = started(f"{kill}", 1 + kill % 3, output), time.monotonic() + 300
         while answered(tmp_path) == seen[-1] and time.monotonic() < end:
             time.sleep(0.001)  # until it has got further ...
         time.sleep(chance.random() * 0.02)  # ... and to any moment of the next batches
@@ -98,10 +94,9 @@ def test_killed_ten_times_the_answers_are_those_of_an_undisturbed_run(tiny_model
         seen.append(answered(tmp_path))
         assert not output.exists()
     assert seen == sorted(seen) and len(set(seen)) == 11  # every run went on, nothing answered was lost
-    for rank in started("last", 2):
+    for rank in [*started("last", 2, output), *started("undisturbed", 1, tmp_path / "undisturbed.jsonl")]:
         rank.join()
         assert rank.exitcode == 0
-    work("undisturbed", tmp_path / "undisturbed.jsonl")
     assert output.read_bytes() == (tmp_path / "undisturbed.jsonl").read_bytes()
     assert {path.name for path in tmp_path.iterdir()} == {"out.jsonl", "questions.jsonl", "undisturbed.jsonl"}
 
