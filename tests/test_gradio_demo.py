@@ -119,7 +119,7 @@ def tab(browser, scripted):
 @contextmanager
 def opened(browser, url: str, viewport: dict):
     context = browser.new_context(viewport=viewport, has_touch=viewport is PHONE, is_mobile=viewport is PHONE)
-    context.set_default_timeout(60_000)
+    context.set_default_timeout(180_000)
     page = context.new_page()
     page.errors, page.elsewhere = [], []
     page.on("pageerror", lambda error: page.errors.append(str(error)))

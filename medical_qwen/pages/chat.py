@@ -172,7 +172,7 @@ class Chat:
 
         question = stripped(question or "")
         if len(question) > LONGEST_QUESTION:
-            gr.Warning(TOO_LONG.said(language).format(len(question), LONGEST_QUESTION))
+            gr.Warning(TOO_LONG.said(language).format(len(question), LONGEST_QUESTION), duration=None)
         if not 0 < len(question) <= LONGEST_QUESTION:
             return conversation, *self._drawn(conversation, language), *[gr.skip()] * 3
         conversation.turns = [*conversation.turns[:place], Turn(question)]
