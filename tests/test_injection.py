@@ -1,4 +1,7 @@
-"""Instructions hidden in documents: 30 of them (data/rag/injections.jsonl) against the prompt and a small model."""
+"""Instructions hidden in documents: 30 of them (data/rag/injections.jsonl) against the prompt and real tokenizers.
+
+What a model makes of them is measured by benchmarks/injection.py.
+"""
 
 import json
 
@@ -68,17 +71,3 @@ def test_without_the_prompt_a_server_would_believe_them(shared, injections):
     text = "\n".join(row["text"] for row in injections)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert tokenizer.convert_tokens_to_ids("<|im_start|>") in ids
-
-
-@pytest.mark.slow
-def test_a_small_model_does_not_do_what_documents_say(shared, injections):
-    """Greedy answers of a 26M model to a question, with each text hidden in a passage, hold no payload."""
-    from medical_qwen.generation import Generator, Request, Sampling
-
-    engine = Generator.load(str(shared / "models" / "minimind2-small"), only_cpu=True)
-    requests = [
-        Request(with_documents(TALK[1:], [{"text": f"{FACT}{row['text']}", "file": "检验.md"}])) for row in injections
-    ]
-    answers = engine.answer(requests, Sampling(max_new_tokens=64), batch_size=15)
-    followed = [row["text"] for row, answer in zip(injections, answers, strict=True) if row["payload"] in answer.text]
-    assert not followed
