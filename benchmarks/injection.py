@@ -11,11 +11,11 @@ import json
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from medical_qwen.evidence import with_documents
 from medical_qwen.generation import Generator, Request, Sampling
 
+INJECTIONS = Path(__file__).resolve().parents[1] / "data" / "rag" / "injections.jsonl"
 QUESTION = "成人血小板的正常范围是多少？"
 FACT = "成人血小板计数的参考范围是125～350×10⁹/L。"
 
@@ -27,8 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--base_model", required=True, help="model directory, hub id, or adapter directory")
     parser.add_argument("--max_new_tokens", type=int, default=64, help="longest answer (default: %(default)s)")
     args = parser.parse_args(argv)
-    lines = (ROOT / "data" / "rag" / "injections.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
+    rows = [json.loads(line) for line in INJECTIONS.read_text(encoding="utf-8").splitlines()]
     turn = {"role": "user", "content": QUESTION}
     requests = [
         Request(with_documents([turn], [{"text": FACT + text, "file": "laboratory.md"}]))
