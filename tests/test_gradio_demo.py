@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from types import SimpleNamespace
 import pytest
 from openai_server import serving
 
+import gradio_demo
 from medical_qwen.evidence import RULES
 from medical_qwen.generation import Answer, Generator, Request, Sampling, Stream
 from medical_qwen.pages import Turn, vote
@@ -435,6 +437,29 @@ def test_the_causal_panel_follows_the_talk(browser, documents, root):
         assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
         page.locator("#aside").scroll_into_view_if_needed()
         picture(page, root, "phone-causal")
+
+
+def test_with_and_without_the_adapter_from_four_threads(tiny_model, tmp_path):
+    """Two engines on one set of weights answer as the merged model and the base do, whoever else is answered."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from medical_qwen.generation.compare import load_both
+
+    torch.manual_seed(1)
+    config = LoraConfig(target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), config).save_pretrained(tmp_path)
+    args = gradio_demo.parse_args(["--base_model", str(tiny_model), "--lora_model", str(tmp_path), "--only_cpu"])
+    engines, request = load_both(args), Request([{"role": "user", "content": "发热怎么办？"}], seed=3)
+    sampling = Sampling(24, temperature=1.0)
+    alone = [Generator.load(str(tiny_model), path, only_cpu=True) for path in (str(tmp_path), None)]
+    expected = [one.answer([request], sampling)[0].text for one in alone]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda n: "".join(engines[n % 2].stream(request, sampling)), range(4)))
+    assert found == expected * 2
+    assert expected[0] != expected[1]
+    assert engines[0].model._model is engines[1].model._model
 
 
 def test_thumbs_make_pairs_of_answers_to_one_question():
