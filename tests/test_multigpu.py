@@ -65,12 +65,13 @@ def test_two_ranks_write_the_file_of_one_and_show_one_progress_bar(root, tiny_mo
 
 
 @pytest.mark.slow
-def test_killed_ten_times_the_answers_are_those_of_an_undisturbed_run(tiny_model, shared, tmp_path):
+def test_killed_ten_times_the_answers_are_those_of_an_undisturbed_run(root, tiny_model, shared, tmp_path, monkeypatch):
     """SIGKILL to all ranks at random moments, each time another number of them."""
     file, output, chance = tmp_path / "questions.jsonl", tmp_path / "out.jsonl", random.Random(0)
     lines = (shared / "data/medicalgpt/sft/medical_sft_1K_format.jsonl").read_text(encoding="utf-8").split("\n")[:61]
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
     server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(root), str(root / "tests")]))
     context = get_context("forkserver")
     context.set_forkserver_preload(["rank_work"])  # torch is loaded once
 
@@ -83,9 +84,9 @@ def test_killed_ten_times_the_answers_are_those_of_an_undisturbed_run(tiny_model
 
     seen = [0]
     for kill in range(10):
-        ranks, end = started(f"{kill}", 1 + kill % 3, output), time.monotonic() + 300
+        ranks, end = started(f"{kill}", 1 + kill % 3, output), time.monotonic() + 120
         while answered(tmp_path) == seen[-1] and time.monotonic() < end:
-            time.sleep(0.001)  # until it has got further ...
+            time.sleep(0.01)  # until it has got further ...
         time.sleep(chance.random() * 0.02)  # ... and to any moment of the next batches
         for rank in ranks:
             rank.kill()
