@@ -53,11 +53,12 @@ def commands(options: argparse.Namespace) -> dict[str, list[str]]:
     }  # fmt: skip
     for seed in SEEDS:
         found[f"ppo-{seed}"] = [
-            "ppo_training.py", *model, "--train_file_dir", str(Path(options.output) / "prompts.jsonl"), *HELD_OUT,
-            "--max_eval_samples", "32", "--reward_model_path", str(Path(options.output) / "rm"),
+            "ppo_training.py", *model, "--train_file_dir", str(Path(options.output) / "prompts.jsonl"),
+            "--validation_file_dir", str(Path(options.output) / "held_out_prompts.jsonl"),
+            "--reward_model_path", str(Path(options.output) / "rm"),
             "--max_prompt_length", "192", "--max_completion_length", "48", "--per_device_train_batch_size", "8",
-            "--gradient_accumulation_steps", "2", "--num_ppo_epochs", "2", "--max_steps", "30", "--learning_rate",
-            "2e-4", "--value_learning_rate", "5e-4", "--lr_scheduler_type", "constant", "--target_kl", str(TARGET_KL),
+            "--gradient_accumulation_steps", "4", "--num_ppo_epochs", "2", "--max_steps", "60", "--learning_rate",
+            "1e-4", "--value_learning_rate", "5e-4", "--lr_scheduler_type", "constant", "--target_kl", str(TARGET_KL),
             "--kl_horizon", "200", "--kl_coef", "0.05", *each, "--eval_steps", "10", "--seed", str(seed),
         ]  # fmt: skip
     return found
@@ -100,7 +101,8 @@ def select(options: argparse.Namespace) -> None:
         if asked <= options.longest_prompt:
             prompts.append(line)
     Path(options.output).mkdir(parents=True, exist_ok=True)
-    for name, kept in (("pairs", pairs), ("prompts", prompts)):
+    held_out = prompts[:64]  # the same ones for every seed
+    for name, kept in (("pairs", pairs), ("prompts", prompts[64:]), ("held_out_prompts", held_out)):
         (Path(options.output) / f"{name}.jsonl").write_text("\n".join(kept) + "\n", encoding="utf-8")
         print(f"{len(kept)} of {len(lines)} {name} are short enough", flush=True)
 
