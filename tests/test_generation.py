@@ -479,7 +479,7 @@ def test_questions_of_records_end_before_the_reply_and_keep_their_own_system_tur
     ("name", "content", "message"),
     [
         ("a.txt", b"\n \n", "holds no question"),
-        ("a.txt", b"\xff\xfe\xfd question", "expected text in UTF-8 or GB18030"),
+        ("a.txt", b"\xfd\xfd\xfd question", "expected text in UTF-8 or GB18030"),
         ("a.txt", "感冒了应该怎么办？头痛发热三天了。".encode() + b"\xff\n", "not UTF-8 at offset 51"),
         ("a.txt", b"\x00\x01\x02", "a binary file"),
         ("a.jsonl", b'{"question": "a", "answer": "b"}\n{"question": \n', r"a\.jsonl:2"),

@@ -108,6 +108,7 @@ def test_the_model_reads_the_passages_under_the_prompt_of_evidence(library, engi
 def test_what_the_documents_do_not_say_is_refused_without_asking_the_model(index):
     class Silent:
         context_length = None
+        batches_itself = False
 
         def measure(self, requests, sampling):
             assert not requests
@@ -142,6 +143,7 @@ def test_follow_up_questions_are_searched_with_the_question_before(library):
 def test_a_model_may_rewrite_follow_up_questions(index, engine):
     class Rewriter:
         context_length = None
+        batches_itself = False
 
         def __init__(self, said: str) -> None:
             self.said, self.asked = said, []

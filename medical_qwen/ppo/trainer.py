@@ -322,6 +322,13 @@ class PPOTrainer(Trainer):
         for name, parameter in self.model.trained("value").items():
             parameter.data.copy_(saved[name])
 
+    def _load_best_model(self) -> None:
+        """`--load_best_model_at_end`: Trainer would look for one whole model, ours are a policy and a value model."""
+        if self.is_deepspeed_enabled:
+            super()._load_best_model()
+        else:
+            self._load_from_checkpoint(self.state.best_model_checkpoint)
+
     def _save_rng_state(self, output_dir: str) -> None:
         """And this rank's rollout, if its update is not over, and the KL coefficient."""
         super()._save_rng_state(output_dir)
