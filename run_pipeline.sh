@@ -27,7 +27,8 @@ else
   JOBS="$((CORES < 4 ? CORES : 4))"
   SMALL=(--gradient_checkpointing False --logging_steps 1 --gradient_accumulation_steps 1 --per_device_train_batch_size 4)
   PT=("${SMALL[@]}" --max_steps 10 --max_length 256 --learning_rate 5e-4 --eval_strategy no)
-  SFT=("${SMALL[@]}" --max_steps 14 --max_length 768 --learning_rate 1e-3 --eval_strategy no)
+  SFT=("${SMALL[@]}" --per_device_train_batch_size 2 --gradient_accumulation_steps 2 --max_steps 14 --max_length 768
+    --learning_rate 1e-3 --eval_strategy no)
   RM=("${SMALL[@]}" --max_steps 10 --max_length 512 --learning_rate 5e-4 --eval_strategy no)
   PPO=("${SMALL[@]}" --max_steps 8 --num_ppo_epochs 2 --max_prompt_length 256 --max_completion_length 48)
   DPO=("${SMALL[@]}" --max_steps 8 --max_length 512 --learning_rate 2e-4 --eval_strategy no)
