@@ -48,7 +48,7 @@ def left_out(yes: np.ndarray, no: np.ndarray) -> float:
 class NoEngine:
     """Stands where a model would; nothing asks it unless follow-up questions are rewritten."""
 
-    context_length = None
+    context_length, batches_itself = None, False
 
 
 def report(library: Library, rows: list[tuple[list[dict], list[dict]]]) -> None:

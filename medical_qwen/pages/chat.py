@@ -125,6 +125,8 @@ class Chat:
         import gradio as gr
 
         quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+        # What gr.Info and gr.Warning say reaches a browser through the queue alone; without it it goes to the log.
+        spoken = quick | {"queue": True, "concurrency_limit": None}
         drawn = [self.state, self.bot, self.other, self.box, self.status, self.aside]
 
         def edit(conversation: Conversation, language: str, event: gr.EditData) -> tuple:
@@ -142,10 +144,10 @@ class Chat:
         who = [self.state, self.language]
         settings = [self.system, self.temperature, self.top_p, self.longest, self.penalty, self.compare]
         for asked in (
-            self.box.submit(self.ask, [self.box, *who], drawn, **quick),
-            self.bot.example_select(pick, who, drawn, **quick),
-            self.bot.retry(self.ask_again, who, drawn, **quick),
-            self.bot.edit(edit, who, drawn, **quick),
+            self.box.submit(self.ask, [self.box, *who], drawn, **spoken),
+            self.bot.example_select(pick, who, drawn, **spoken),
+            self.bot.retry(self.ask_again, who, drawn, **spoken),
+            self.bot.edit(edit, who, drawn, **spoken),
         ):
             asked.success(
                 self.answer, [*who, *settings], [self.bot, self.other, self.status, self.aside],
@@ -154,8 +156,8 @@ class Chat:
         self.box.stop(self.stop, self.state, self.box, **quick)
         self.bot.undo(self.undo, who, drawn, **quick)
         gr.on([self.clear.click, self.bot.clear], self.forget, self.state, drawn, **quick)
-        self.bot.like(judge, who, None, **quick)
-        self.other.like(judge_other, who, None, **quick)
+        self.bot.like(judge, who, None, **spoken)
+        self.other.like(judge_other, who, None, **spoken)
         self.compare.change(
             lambda on: (gr.update(show_label=on), gr.update(visible=on)), self.compare, [self.bot, self.other], **quick
         )

@@ -23,6 +23,7 @@ from medical_qwen.retrieval.words import words
 FUSION = 60.0
 DEPTH = 100  # passages of each ranking that take part
 RERANKED = 30  # passages that a cross-encoder reads
+FEW = 100  # passages; see `Searcher.covered`
 VECTOR = np.dtype("<f4")
 
 
@@ -112,8 +113,12 @@ class Searcher:
         return self.index.get_scores_from_ids(numbers)
 
     def covered(self, query: str, passage: Passage) -> float:
-        """Share of the question's words that a passage has, 0..1; a word counts its inverse document frequency."""
-        ends, total = self.index.scores["indptr"], len(self.living)
+        """Share of the question's words that a passage has, 0..1; a word counts its inverse document frequency.
+
+        Counted as if there were `FEW` passages at least: among very few, every word that is found is frequent, and
+        one that is not (「怎么办」) would outweigh them all.
+        """
+        ends, total = self.index.scores["indptr"], max(len(self.living), FEW)
 
         def weight(word: str) -> float:
             number = self.vocabulary.get(word)
