@@ -30,7 +30,9 @@ else
   SFT=("${SMALL[@]}" --per_device_train_batch_size 2 --gradient_accumulation_steps 2 --max_steps 14 --max_length 768
     --learning_rate 1e-3 --eval_strategy no)
   RM=("${SMALL[@]}" --max_steps 10 --max_length 512 --learning_rate 5e-4 --eval_strategy no)
-  PPO=("${SMALL[@]}" --max_steps 8 --num_ppo_epochs 2 --max_prompt_length 256 --max_completion_length 48)
+  # Questions alone: prompts with documents before them would be cut at 256 tokens.
+  PPO=("${SMALL[@]}" --train_file_dir data/sft/medical_zh_single.jsonl --max_steps 8 --num_ppo_epochs 2
+    --max_prompt_length 256 --max_completion_length 48)
   DPO=("${SMALL[@]}" --max_steps 8 --max_length 512 --learning_rate 2e-4 --eval_strategy no)
   GRPO=("${SMALL[@]}" --max_steps 4 --num_generations 4 --max_prompt_length 256 --max_completion_length 48)
 fi

@@ -21,6 +21,10 @@ import gradio_demo
 from medical_qwen.evidence import RULES
 from medical_qwen.generation import Answer, Generator, Request, Sampling, Stream
 from medical_qwen.pages import Turn, vote
+from medical_qwen.pages.chat import Chat
+from medical_qwen.pages.conversation import Conversation
+from medical_qwen.pages.language import Words
+from medical_qwen.pages.look import NOTICE
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
@@ -393,12 +397,27 @@ def test_strange_questions_do_no_harm(browser, scripted, question):
         assert page.locator("#chat .user.message").count() == 1 + bool(question.strip() and len(question) < 100)
 
 
-@pytest.mark.slow
-def test_two_hundred_turns_are_answered(browser, scripted):
+def test_forty_turns_fit_a_phone(browser, scripted):
+    """A turn takes Gradio and the browser half a second at first, 1.3 s at the 100th: more are asked without them."""
     with opened(browser, scripted.url, PHONE) as page:
-        for number in range(1, 201):
+        for number in range(1, 41):
             assert ask(page, "这是第几个问题？") == f"第 {number} 个"
         assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+
+
+def test_two_hundred_turns_are_answered_and_the_oldest_left_out(tiny_model, tmp_path):
+    import gradio as gr
+
+    words = Words()
+    with gr.Blocks():
+        chat = Chat(words, words.switch(), Generator.load(str(tiny_model), only_cpu=True), None, tmp_path, NOTICE, [])
+    conversation, told = Conversation(), []
+    for number in range(200):
+        chat.ask(f"第 {number} 个问题：高血压患者应当怎样饮食？", conversation, "zh")
+        *_, (shown, _, status, _) = chat.answer(conversation, "zh", "", 0, 1, 4, 1, False)
+        assert "4 个词元" in status and shown[-1 - bool(conversation.turns[-1].answer)]["content"].startswith(f"第 {number}")
+        told.append("最早的部分未读" in status)
+    assert told[-1] and not told[0] and sorted(told) == told
 
 
 @pytest.fixture(scope="module")
