@@ -6,7 +6,8 @@ Of the pairs those are taken whose longer answer with its prompt is at most --lo
 
 * rm: reward model; accuracy on held-out pairs with its 95 % interval.
 * dpo: reward accuracy and margin on the same held-out pairs, over the steps.
-* grpo: exam questions, rewarded for beginning with option letters and for the right ones; mean reward over the steps.
+* grpo: exam questions with one right option, rewarded for beginning with option letters and for the right one; mean
+  reward over the steps.
 * ppo: three seeds against the reward model of `rm`; its score on held-out prompts, and the KL, over the steps.
 
 Every run is a command that is printed; one that is complete is not run again. Figures and curves go to
@@ -45,9 +46,9 @@ def commands(options: argparse.Namespace) -> dict[str, list[str]]:
         "dpo": ["dpo_training.py", *model, *pairs, "--max_length", length, "--max_steps", "40",
                 "--per_device_train_batch_size", "4", "--learning_rate", "3e-4", "--lr_scheduler_type", "cosine",
                 "--max_eval_samples", "64", "--beta", "0.1", *each, "--eval_steps", "20"],
-        "grpo": ["grpo_training.py", *model, "--train_file_dir", str(ROOT / "data" / "grpo" / "exam.jsonl"),
+        "grpo": ["grpo_training.py", *model, "--train_file_dir", str(Path(options.output) / "exam.jsonl"),
                  "--reward_funcs", f"format(format_pattern={FORM!r})", "choice", "--system_prompt", SYSTEM,
-                 "--num_generations", "8", "--per_device_train_batch_size", "16", "--temperature", "1.0",
+                 "--num_generations", "8", "--per_device_train_batch_size", "32", "--temperature", "1.0",
                  "--max_completion_length", "12", "--max_steps", "60", "--learning_rate", "2e-4",
                  "--lr_scheduler_type", "constant_with_warmup", "--warmup_steps", "3", "--beta", "0.0"],
     }  # fmt: skip
@@ -85,7 +86,7 @@ def main() -> None:
 
 
 def select(options: argparse.Namespace) -> None:
-    """Write the pairs, and the prompts for PPO, that are short enough."""
+    """Write the pairs and PPO's prompts that are short enough, and the exam questions with one right option."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(options.model_name_or_path)
@@ -101,10 +102,16 @@ def select(options: argparse.Namespace) -> None:
         if asked <= options.longest_prompt:
             prompts.append(line)
     Path(options.output).mkdir(parents=True, exist_ok=True)
-    held_out = prompts[:64]  # the same ones for every seed
-    for name, kept in (("pairs", pairs), ("prompts", prompts[64:]), ("held_out_prompts", held_out)):
+    exam = (ROOT / "data" / "grpo" / "exam.jsonl").read_text(encoding="utf-8").splitlines()
+    files = {
+        "pairs": pairs,
+        "prompts": prompts[64:],
+        "held_out_prompts": prompts[:64],  # the same ones for every seed
+        "exam": [line for line in exam if len(json.loads(line)["answer"]) == 1],
+    }
+    for name, kept in files.items():
         (Path(options.output) / f"{name}.jsonl").write_text("\n".join(kept) + "\n", encoding="utf-8")
-        print(f"{len(kept)} of {len(lines)} {name} are short enough", flush=True)
+        print(f"{name}: {len(kept)} rows", flush=True)
 
 
 def report(output: Path) -> None:
@@ -124,12 +131,12 @@ def curve(history: list[dict], key: str) -> list[tuple[int, float]]:
 
 
 def figures(name: str, history: list[dict]) -> dict:
-    """What a run has to show: first and last value of each curve, for GRPO the means of the first and last 5 steps."""
+    """What a run has to show: first and last value of each curve; for GRPO means of the first 2 and last 5 steps."""
     kind = name.partition("-")[0]
     found = {}
     for key in CURVES[kind]:
         values = [value for _, value in curve(history, key)]
-        ends = (values[0], values[-1]) if kind != "grpo" else (sum(values[:3]) / 3, sum(values[-5:]) / 5)
+        ends = (values[0], values[-1]) if kind != "grpo" else (sum(values[:2]) / 2, sum(values[-5:]) / 5)
         found[key] = {"first": round(ends[0], 4), "last": round(ends[1], 4), "highest": round(max(values), 4)}
     if kind == "rm":
         last = next(row for row in reversed(history) if "eval_accuracy" in row)
