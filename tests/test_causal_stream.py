@@ -66,9 +66,26 @@ def test_what_is_heard_becomes_evidence_and_later_statements_override(network):
 
 def test_what_a_relative_has_is_not_the_patients(network):
     stream = CausalStream(network)
-    stream.hear("我爸爸胸痛。")
-    assert stream.state.evidence == Evidence()
-    assert [(one.id, one.who) for one in stream.state.heard] == [("chest_pain", "relative")]
+    stream.hear("我爸爸胸痛，我自己咳嗽。")
+    assert stream.state.subject == "patient"
+    assert stream.state.evidence == Evidence(frozenset(("cough",)))
+    assert [(one.id, one.who) for one in stream.state.heard] == [("chest_pain", "relative"), ("cough", "patient")]
+    stream.hear("他还发烧。")
+    assert stream.state.evidence == Evidence(frozenset(("cough",)))
+
+
+def test_who_speaks_of_a_relative_alone_asks_for_them(network):
+    stream = CausalStream(network)
+    stream.hear("你好，我想替孩子问问。")
+    stream.hear("孩子咳嗽，不流鼻涕。")
+    assert stream.state.subject == "relative"
+    assert stream.state.evidence == Evidence(frozenset(("cough",)), frozenset(("runny_nose",)))
+    assert stream.evidence().startswith("说的是家人或别人：以下按那个人推算。")
+    stream.hear("还胸痛。我自己抽烟，也发烧。")
+    assert stream.state.evidence.present == {"cough", "chest_pain"}
+    risks_alone = CausalStream(network)
+    risks_alone.hear("我爸抽烟。")
+    assert risks_alone.state.subject == "patient" and risks_alone.state.evidence == Evidence()
 
 
 @pytest.mark.parametrize("size", [1, 3, 7])

@@ -33,11 +33,14 @@ class Extractor:
     def __init__(self, network: Network) -> None:
         self._names = Names(network)
 
-    def read(self, text: str) -> list[Mention]:
-        """The mentions in the order of the text; what a sentence says twice is one of them."""
+    def read(self, text: str, who: str = "patient") -> list[Mention]:
+        """The mentions in the order of the text; what a sentence says twice is one of them.
+
+        `who`: of whom the text speaks until it names somebody.
+        """
         folded = fold(text)
         named = [Mention(one.id, one.state, one.start, one.end) for one in self._names.find(folded)]
-        return list(_described(folded, named))
+        return list(_described(folded, named, who))
 
     def settled(self, text: str) -> int:
         """How far a text that still grows is final: up to its last finished sentence, in characters.
@@ -50,9 +53,9 @@ class Extractor:
 # --- what is said about them -----------------------------------------------------------------------------------------
 
 
-def _described(text: str, mentions: list[Mention]) -> Iterator[Mention]:
+def _described(text: str, mentions: list[Mention], who: str) -> Iterator[Mention]:
     """The mentions with state, person, duration and severity; those in questions and fears are left out."""
-    who, position = "patient", 0
+    position = 0
     for start, end in _pieces(text, wording.SENTENCE):
         inside = [one for one in mentions if start <= one.start < end]
         clauses = [(a + start, b + start) for a, b in _pieces(text[start:end], wording.CLAUSE)]

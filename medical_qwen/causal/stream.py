@@ -22,9 +22,10 @@ class State:
 
     text: str  # what was said in this turn, as far as it was read
     heard: tuple[Mention, ...]  # in this turn, with spans in `text`
-    evidence: Evidence  # of all turns so far
+    subject: str  # patient: who speaks is who is ill; relative: they ask for somebody else
+    evidence: Evidence  # of all turns so far, on the subject
     unsure: frozenset[str]  # asked for, but the patient does not know
-    details: dict[str, Mention]  # the last mention of every finding and risk of the patient
+    details: dict[str, Mention]  # the last mention of every finding and risk of the subject
     posterior: Posterior
     questions: tuple[Gain, ...]  # for the patient, the most telling first
     examination: Gain | None  # the most telling test
@@ -37,10 +38,13 @@ class State:
 
 
 class CausalStream:
-    """Listens to one patient.
+    """Listens to one patient, or to somebody who asks for one.
 
     A statement overrides what was said of the same finding before. What relatives have is read, and not taken for the
-    patient's own. `language`, zh or en, is that of the words that come back; by default that of the first turn.
+    patient's own; but where the first complaints are a relative's alone (孩子烧到40度，抽了两分钟), the talk is about
+    the relative from then on, and 还吐了 of a later turn is theirs.
+
+    `language`, zh or en, is that of the words that come back; by default that of the first turn.
     """
 
     def __init__(self, network: Network, language: str | None = None) -> None:
@@ -94,8 +98,10 @@ class CausalStream:
         return "\n".join(in_words(self.network, self.states[-1], self.language)) if self.states else ""
 
     def _judged(self, text: str, before: State | None, answer_to: str | None) -> State:
-        mentions = self._extractor.read(text)
-        own = [one for one in mentions if one.who == "patient"]
+        decided = before is not None and bool(before.evidence.present)
+        mentions = self._extractor.read(text, before.subject if decided else "patient")
+        subject = before.subject if decided else self._subject(mentions)
+        own = [one for one in mentions if one.who == subject]
         if answer_to and answer_to not in {one.id for one in own}:
             own = [*_answered(text, answer_to), *own]
         details = dict(before.details) if before else {}
@@ -113,6 +119,7 @@ class CausalStream:
         return State(
             text=text,
             heard=(*(one for one in own if one not in mentions), *mentions),
+            subject=subject,
             evidence=evidence,
             unsure=told["unknown"],
             details=details,
@@ -122,6 +129,12 @@ class CausalStream:
             urgent=tuple(flag for flag in self.network.red_flags if flag.findings <= evidence.present),
             unread=tuple(_unread(text, mentions)),
         )
+
+    def _subject(self, mentions: Sequence[Mention]) -> str:
+        """Whose complaints these are. Risks are none: a father's diabetes does not make him the patient."""
+        findings = {node.id for node in self.network.findings}
+        complain = {one.who for one in mentions if one.state == "present" and one.id in findings}
+        return "relative" if complain == {"relative"} else "patient"
 
 
 def _answered(text: str, asked: str) -> list[Mention]:

@@ -75,7 +75,7 @@ _OTHERS = (
     "|亲戚|别人"
 )
 RELATIVE = re.compile(
-    rf"(?:我家?|俺)?(?:的)?(?:{_BLOOD}|{_OTHERS})|家族|家里(?:有人|面有人|人)?"
+    rf"(?:我家?|俺)?(?:的)?(?:{_BLOOD}|{_OTHERS})|家族|家里(?:有人|面有人|人)?|(?<!其)[他她]"
     r"|\bmy (?:mother|mom|mum|father|dad|brother|sister|grand(?:mother|father|ma|pa)|son|daughter|wife|husband"
     r"|child|parents?|"
     r"colleagues?|friends?|uncle|aunt)\b",

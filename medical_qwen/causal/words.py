@@ -25,7 +25,8 @@ LABELS = {
     "zh": {
         "urgent": "紧急", "present": "有", "absent": "没有", "unsure": "不清楚", "causes": "可能的原因",
         "ask": "接着问", "test": "最有用的检查", "unread": "没有读懂", "left_out": "没有计入（可能的原因太多）",
-        "none": "还没有听到网络里的表现。", "scope": "网络只有 {} 种病，其他的病算不出来。",
+        "none": "还没有听到网络里的表现。", "relative": "说的是家人或别人：以下按那个人推算。",
+        "scope": "网络只有 {} 种病，其他的病算不出来。",
         "explains": "可解释", "against": "但没有", "risk": "风险因素", "sep": "、", "end": "；", "years": "{:.0f}年",
         "months": "{:.0f}个月", "days": "{:g}天",
         "mild": "轻", "moderate": "中", "severe": "重", "gone": "若没有它，预计少 {:.2f} 个表现", "colon": "：",
@@ -34,6 +35,7 @@ LABELS = {
         "urgent": "Urgent", "present": "present", "absent": "absent", "unsure": "not known",
         "causes": "possible causes", "ask": "ask next", "test": "most telling test", "unread": "not understood",
         "left_out": "left out (too many possible causes)", "none": "No finding of the network has been heard yet.",
+        "relative": "This is about a relative or somebody else: what follows is worked out for them.",
         "scope": "The network knows {} diseases; it cannot name any other.",
         "explains": "explains", "against": "but absent", "risk": "risk factors", "sep": ", ", "end": "; ",
         "years": "{:.0f} years", "months": "{:.0f} months", "days": "{:g} days",
@@ -72,6 +74,7 @@ def in_words(network: Network, state: State, language: str) -> list[str]:
     word, found = LABELS[language], state.posterior
     colon = word["colon"]
     lines = [f"{word['urgent']}{colon}{flag.message(language)}" for flag in state.urgent]
+    lines += [word["relative"]] if state.subject == "relative" else []
     for label, ids in (("present", state.evidence.present), ("absent", state.evidence.absent),
                        ("unsure", state.unsure)):  # fmt: skip
         known = [node for node in network.nodes if node in ids]
