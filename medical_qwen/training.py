@@ -53,6 +53,8 @@ def run(main: Callable[[], None]) -> None:
         if ROOT not in raised_in.parents or ".venv" in raised_in.parts or os.environ.get("DEBUG"):
             raise
         sys.exit(f"error: {error}")
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def parse(*dataclasses: type, argv: list[str] | None = None) -> tuple:

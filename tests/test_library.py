@@ -127,8 +127,8 @@ def test_support_without_vectors_is_the_share_of_words_weighed_by_rarity(library
     hits = library.index.search("低血糖 巧克力 测量", 2)
     assert library.support("低血糖", hits) == pytest.approx(1)
     assert library.support("低血糖", []) == library.support("太极拳", hits) == 0
-    # of 3 passages 1 has 低血糖: log(1 + 2.5 / 1.5), none has 太极拳: log(1 + 3.5 / 0.5)
-    assert library.support("低血糖 太极拳", hits[:1]) == pytest.approx(0.9808 / (0.9808 + 2.0794), abs=1e-4)
+    # 1 passage has 低血糖, none 太极拳, and 3 passages count as 100: log(1 + 99.5 / 1.5), log(1 + 100.5 / 0.5)
+    assert library.support("低血糖 太极拳", hits[:1]) == pytest.approx(4.2096 / (4.2096 + 5.3083), abs=1e-4)
 
 
 def test_follow_up_questions_are_searched_with_the_question_before(library):
