@@ -58,7 +58,7 @@ def commands(options: argparse.Namespace) -> dict[str, list[str]]:
             "--validation_file_dir", str(Path(options.output) / "held_out_prompts.jsonl"),
             "--reward_model_path", str(Path(options.output) / "rm"),
             "--max_prompt_length", "192", "--max_completion_length", "48", "--per_device_train_batch_size", "8",
-            "--gradient_accumulation_steps", "4", "--num_ppo_epochs", "2", "--max_steps", "60", "--learning_rate",
+            "--gradient_accumulation_steps", "4", "--num_ppo_epochs", "2", "--max_steps", "40", "--learning_rate",
             "1e-4", "--value_learning_rate", "5e-4", "--lr_scheduler_type", "constant", "--target_kl", str(TARGET_KL),
             "--kl_horizon", "200", "--kl_coef", "0.05", *each, "--eval_steps", "10", "--seed", str(seed),
         ]  # fmt: skip
