@@ -240,7 +240,7 @@ def _pattern(name: str) -> tuple[tuple[str, ...], str]:
     if "…" in name:
         first, *middle, last = map(_alike, name.split("…"))
         room = _ROOM.format(first)
-        denied = "" if name.split("…")[-1][0] in "没无不未" else _NOT
+        denied = "" if name.split("…")[-1].startswith(("没", "无", "不", "未")) else _NOT
         return _keys(name), room.join((first, *middle, denied + last))
     if name.isascii():
         return (name,), rf"(?<![a-z]){re.escape(name)}(?:s|es)?(?![a-z])"
