@@ -243,7 +243,7 @@ def _pattern(name: str) -> tuple[tuple[str, ...], str]:
         denied = "" if name.split("…")[-1].startswith(("没", "无", "不", "未")) else _NOT
         return _keys(name), room.join((first, *middle, denied + last))
     if name.isascii():
-        return (name,), rf"(?<![a-z]){re.escape(name)}(?:s|es)?(?![a-z])"
+        return _keys(name), rf"(?<![a-z]){_alike(name)}(?:s|es)?(?![a-z])"
     for predicate in sorted(_PREDICATES, key=len, reverse=True):
         subject = name.removesuffix(predicate)
         if subject and subject != name and subject[-1] not in "发不没有无":
@@ -256,12 +256,13 @@ def _pattern(name: str) -> tuple[tuple[str, ...], str]:
 
 def _alike(words: str) -> str:
     """A regular expression for words and those that people use in their place."""
-    return _ALIKE.sub(lambda hit: _SAME[hit[0]], re.escape(words))
+    literal = re.escape(words).replace(r"\(", "[(（]").replace(r"\)", "[)）]")
+    return _ALIKE.sub(lambda hit: _SAME[hit[0]], literal)
 
 
 def _keys(name: str) -> tuple[str, ...]:
     """The longest part of a name that has no words in its place, or else all words of one part."""
-    fixed = [part for piece in name.split("…") for part in _ALIKE.split(piece)]
+    fixed = [part for piece in re.split("[…()]", name) for part in _ALIKE.split(piece)]
     longest = max(fixed, key=len)
     if longest:
         return (longest,)
