@@ -103,7 +103,7 @@ def test_words_may_stand_inside_a_name(extractor, text, id_, words):
     [
         ("WBC 16.2×10^9/L，Hb 98g/L", "white_cells_raised+ haemoglobin_low+"),
         ("白细胞7200，血红蛋白135", "white_cells_raised- haemoglobin_low-"),
-        ("血色素8.5，尿WBC 3-5/HP", "haemoglobin_low+"),
+        ("血色素8.5，尿WBC 3-5/HP", "haemoglobin_low+ urine_white_cells-"),
         ("TSH 68mIU/L", "tsh_high+"),
         ("TSH 0.01", "tsh_low+"),
         ("D-二聚体0.3mg/L", "d_dimer_raised-"),
@@ -116,6 +116,12 @@ def test_words_may_stand_inside_a_name(extractor, text, id_, words):
         ("咳嗽一个多月", "long_cough+ cough+"),
         ("咳嗽、咳黄痰", "cough+ sputum+"),
         ("脑壳痛，喉咙不痛", "headache+ sore_throat-"),
+        ("嗓子疼鼻塞，胃胀头疼", "sore_throat+ nasal_congestion+ bloating+ headache+"),
+        ("双下肢无水肿，颈抵抗（-）", "both_legs_swollen- stiff_neck-"),
+        ("差不多每个月都头疼，不久前咳嗽", "headache+ cough+"),
+        ("没有发烧、咳嗽和胸痛", "fever- cough- chest_pain-"),
+        ("无咯血，右侧胸痛", "coughing_blood- chest_pain+"),
+        ("大小便憋得住，也不是没有头痛", "incontinence- headache+"),
     ],
 )
 def test_values_and_words_of_the_shipped_network(root, text, expected):

@@ -115,7 +115,7 @@ def _carried(clause: str, mine: list[Mention], offset: int, carry: str | None) -
     if carry and not wording.LIST.sub("", rest).strip():
         return carry
     cue = _cue(clause[: mine[0].start - offset])
-    return "absent" if cue and cue[0] == "chart" else None
+    return "absent" if cue and wording.CARRIES.match(cue[1]) else None
 
 
 def _state(
@@ -129,7 +129,7 @@ def _state(
             before = before[: start - clause[0]] + "、" + before[end - clause[0] :]
         elif start >= one.end:
             after = after[: start - one.end] + "、" + after[end - one.end :]
-    cue, tail = _cue(before), re.sub(r"^(?:[、和或及与跟]|以及)+", "", after)
+    cue, tail = _cue(before), re.sub(r"^(?:[、和或及与跟\s]|以及)+", "", after)
     if wording.UNASKED.search(before):
         known = not (wording.UNKNOWN.search(before) or wording.AFTER_UNKNOWN.match(tail))
         return None if known else "unknown"

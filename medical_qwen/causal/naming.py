@@ -24,17 +24,25 @@ class Naming:
 class Term:
     """A way to say a finding. A group `not` in its pattern is a denial inside the words: 头不疼.
 
-    One of `keys` occurs in every text that the pattern matches: thousands of terms are passed over by them.
+    Of each group of `keys`, one occurs in every text that the pattern matches: thousands of terms are passed over by
+    them.
     """
 
     id: str
     name: str
-    keys: tuple[str, ...]
+    keys: tuple[tuple[str, ...], ...]
     source: str
 
     @property
     def length(self) -> int:
         return len(self.name.replace("…", ""))
+
+    @property
+    def gapped(self) -> bool:
+        return "…" in self.name
+
+    def may_be_in(self, text: str) -> bool:
+        return all(any(key in text for key in group) for group in self.keys)
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
@@ -79,6 +87,7 @@ ALIKE = (
 _PAINS = ("疼痛", "疼", "痛")
 _GROUPS = [tuple(group.split()) for group in ALIKE]
 _SAME = {word: rf"(?:{'|'.join(group)})" for group in _GROUPS for word in group}
+_ANY_OF = {word: group for group in _GROUPS for word in group} | dict.fromkeys(_PAINS, _PAINS[1:])
 _SAME |= dict.fromkeys(_PAINS, rf"[刺隐胀酸绞剧钝坠闷抽]?(?:{'|'.join(_PAINS)})")
 _ALIKE = re.compile("|".join(sorted(_SAME, key=len, reverse=True)))
 # Words for several things at once. The names on the left are ids of the network or stand for the words below.
@@ -105,7 +114,7 @@ _PREDICATES = re.findall(
 # Verbs with an object that people pull apart: 发烧 -> 发了三天烧, 出汗 -> 出了一身冷汗.
 _VERBS = "发出咳流拉吐掉尿便抽失打起呕冒"
 # What `…` in a synonym stands for: a few words, but neither a denial nor the beginning once more.
-_ROOM = r"(?:(?!{})[^，、。；！？,;.!?\n没无不否未]){{0,7}}?"
+_ROOM = r"(?:(?!{})[^，、。；！？,;.!?\n没无不否未和及或伴]){{0,7}}?"
 _FILL = (
     r"(?:有点儿?|有些|一点儿?|很|挺|好|特别|非常|老是?|总是?|一直|经常|时不时|偶尔|也|都|又|就|还|在|开始|突然"
     r"|忽然|越来越|更|最近|"
@@ -113,7 +122,7 @@ _FILL = (
     r"|剧烈(?:的)?|比较|感觉|觉得|那里|这里|"
     r"里面?|上面?|处|的时候|得?厉害|特|巨|超|老|周围|附近|位置|部位?|[左右]侧?|两侧|两边|双)*"
 )
-_NOT = r"(?P<not>(?:也|都|倒|并)?(?:不怎么|不太|没怎么|不再|不是|没有?|不))?"
+_NOT = r"(?P<not>(?:也|都|倒|并)?(?:不怎么|不太|没怎么|不再|不是|没有?|不|无明显|无|未见))?"
 _OBJECT = (
     r"(?:了|过|着|点儿?|些|很多|好多|一身|满身|大量|几|[一二三四五六七八九十两\d]+|天|次|回|口|身|斤|公斤|个?月|周"
     r"|大|高|低|冷|热|不少|的|鲜|浓){0,5}"
@@ -125,20 +134,28 @@ class Names:
 
     def __init__(self, network: Network) -> None:
         self._terms = list(_terms(network))
-        self._by_key: dict[str, list[int]] = {}
+        self._by_head: dict[str, set[int]] = {}  # by the first two characters of the longest keys
         for place, term in enumerate(self._terms):
-            for key in term.keys:
-                self._by_key.setdefault(key, []).append(place)
+            for key in max(term.keys, key=lambda group: min(map(len, group))):
+                self._by_head.setdefault(key[:2], set()).add(place)
         self._ids = frozenset(network.nodes)
         self._quantities = list(_quantities(network))
         self._family = list(_families(network))
 
     def find(self, text: str) -> list[Naming]:
-        """What a folded text names, in its order. One word names one thing: the longest name wins."""
-        places = {place for key, those in self._by_key.items() if key in text for place in those}
+        """What a folded text names, in its order. One word names one thing: the longest name wins.
+
+        Of two as long, the one without a gap: 嗓子疼鼻塞 is a sore throat and a blocked nose, no 嗓子…塞.
+        """
+        heads = {*text, *map(str.__add__, text, text[1:])}
+        places = set().union(*(self._by_head.get(head, ()) for head in heads))
         candidates = [
-            (term.length, Naming(term.id, "absent" if hit.groupdict().get("not") else "present", *hit.span()))
+            (
+                term.length - term.gapped / 2,
+                Naming(term.id, "absent" if hit.groupdict().get("not") else "present", *hit.span()),
+            )
             for term in map(self._terms.__getitem__, sorted(places))
+            if term.may_be_in(text)
             for hit in term.pattern.finditer(text)
             if len(hit[0]) > 2
             or hit[0].isascii()
@@ -224,7 +241,7 @@ def fold(text: str) -> str:
 def _terms(network: Network) -> Iterator[Term]:
     for name, words in WORDS_FOR_SEVERAL.items():
         if any(id_ in network.nodes for id_ in SEVERAL[name]):
-            yield from (Term(name, word, (word,), re.escape(word)) for word in words.split())
+            yield from (Term(name, word, ((word,),), re.escape(word)) for word in words.split())
     for node in (*network.risks, *network.findings):
         names = {node.zh, node.en, *network.synonyms.get(node.id, ())}
         seen = set()
@@ -235,7 +252,7 @@ def _terms(network: Network) -> Iterator[Term]:
             seen.add(source)
 
 
-def _pattern(name: str) -> tuple[tuple[str, ...], str]:
+def _pattern(name: str) -> tuple[tuple[tuple[str, ...], ...], str]:
     """(keys, regular expression) of a name; the expression has room for the words that people put into it."""
     if "…" in name:
         first, *middle, last = map(_alike, name.split("…"))
@@ -247,10 +264,10 @@ def _pattern(name: str) -> tuple[tuple[str, ...], str]:
     for predicate in sorted(_PREDICATES, key=len, reverse=True):
         subject = name.removesuffix(predicate)
         if subject and subject != name and subject[-1] not in "发不没有无":
-            return _keys(subject), rf"{_alike(subject)}{_FILL}{_NOT}{_FILL}{_alike(predicate)}"
+            return _keys(f"{subject}…{predicate}"), rf"{_alike(subject)}{_FILL}{_NOT}{_FILL}{_alike(predicate)}"
     if len(name) == 2 and name[0] in _VERBS:
         end = re.escape(name[1])
-        return (name[1],), rf"{name[0]}{_OBJECT}{end}|(?P<not>不|没|退){end}(?=了|过)"
+        return ((name[1],),), rf"{name[0]}{_OBJECT}{end}|(?P<not>不|没|退){end}(?=了|过)"
     return _keys(name), _alike(name)
 
 
@@ -260,14 +277,10 @@ def _alike(words: str) -> str:
     return _ALIKE.sub(lambda hit: _SAME[hit[0]], literal)
 
 
-def _keys(name: str) -> tuple[str, ...]:
-    """The longest part of a name that has no words in its place, or else all words of one part."""
-    fixed = [part for piece in re.split("[…()]", name) for part in _ALIKE.split(piece)]
-    longest = max(fixed, key=len)
-    if longest:
-        return (longest,)
-    word = _ALIKE.search(name)[0]
-    return ("疼", "痛") if word in _PAINS else next(group for group in _GROUPS if word in group)
+def _keys(name: str) -> tuple[tuple[str, ...], ...]:
+    """What a text must hold if it holds a name: its fixed parts, and one each of the words used for each other."""
+    fixed = [(part,) for piece in re.split("[…()]", name) for part in _ALIKE.split(piece) if part]
+    return (*fixed, *(_ANY_OF[word] for word in _ALIKE.findall(name)))
 
 
 def _quantities(network: Network) -> Iterator[tuple[str, str]]:

@@ -11,6 +11,7 @@ _DECIMAL = r"(?P<a>\d{1,5})(?:\.(?P<b>\d+))?(?![\d+/]|\.\d|[^，。；,;]{0,3}[/
 _WHOLE = r"(?P<a>\d{2,3})(?!\d)"
 _WARMTH = r"(?P<a>3[4-9]|4[0-3])(?:[.度点](?P<b>\d))?(?!\d|\s*(?:小时|个|天|周|次|分|h))\s*(?:度|℃|°c|c\b)?"
 _RATE = r"\s*(?:次|bpm|/\s*min|(?=[\s,，]*(?:r|bp)[\s:：]*\d))"
+_IN_FIELD = r"(?:\d+\s*[-~]\s*)?(?P<a>\d{1,3})\s*个?[/每]\s*hp"  # cells in a microscope's field, the upper of two
 _END = r"(?=[，。,;；、\s]|$)"
 _ELDERS = "爷爷|奶奶|外公|外婆|姥姥|姥爷|爸爸?|妈妈?|父亲|母亲|公公|婆婆|岳父|岳母|丈母娘|老伴|老人|老头|老太太?"
 _TROPONIN = r"(?:超敏)?肌钙蛋白[it]?|(?:hs-?)?c?tn[it]|troponin(?: [it])?"
@@ -48,6 +49,8 @@ MEASURES = (
      (("white_cells_raised", 10, 100), ("white_cells_raised", 10_000, 100_000))),  # 10⁹/L, per µL
     (_value("(?<!尿)白细胞(?:计数|数)?|(?<!尿)wbc", r"(?P<a>\d)(?:[.点](?P<b>\d))?万"),
      (("white_cells_raised", 1, 10),)),
+    (_value("尿(?:液|常规|检)?(?:白细胞|wbc)", _IN_FIELD), (("urine_white_cells", 6, 999),)),
+    (_value("尿(?:液|常规|检)?(?:红细胞|rbc)", _IN_FIELD), (("blood_in_urine", 4, 999),)),
     (_value("中性粒?细胞?(?:百分比|比例|比率)?|neut", _DECIMAL, r"\s*%"), (("white_cells_raised", 75.1, 101),)),
     (_value("c反应蛋白|(?:hs-?)?crp"), (("white_cells_raised", 10, 999),)),  # mg/L
     (_value("(?<!糖化)血红蛋白|血色素|hb|hgb"),
@@ -83,17 +86,17 @@ QUANTITIES = {
     "fever": "体温", "poor_appetite": "胃口|食欲|饮食|吃饭", "insomnia": "睡眠|睡觉|睡得",
     "missed_period": "月经|例假|大姨妈", "high_blood_pressure": "血压", "tachycardia": "心率|心跳|脉搏",
     "low_oxygen_saturation": "血氧|氧饱和度", "high_blood_glucose": "血糖", "high_cholesterol": "血脂",
-    "diarrhoea": "大便", "shortness_of_breath": "呼吸(?!音|频率|道)|喘气", "confusion": "神志|意识|神智",
+    "diarrhoea": "大便", "shortness_of_breath": "呼吸(?!音|频率|道|平稳)|喘气", "confusion": "神志|意识|神智",
     "speech_difficulty": "说话|言语|讲话|口齿", "unsteady_gait": "走路|步态|走道", "weight_loss": "体重",
     "blurred_vision": "视力|视物|看东西", "fatigue": "精神头?|精力|体力", "low_mood": "情绪|心情",
     "pregnancy": "验孕棒|早孕试纸|hcg", "white_cells_raised": "血常规|血象", "liver_enzymes_raised": "肝功能?",
     "urine_white_cells": "尿常规", "lipase_raised": "淀粉酶|脂肪酶", "lung_infiltrate": "胸片|[肺胸]部?ct",
-    "ecg_ischaemia": "心电图", "rheumatoid_factor": "抗ccp|rf",
+    "ecg_ischaemia": "心电图", "rheumatoid_factor": "抗ccp|rf", "incontinence": "大小便|二便",
 }  # fmt: skip
 CHANGED = re.compile(r"(?:升高|偏高|增高|高|降低|偏低|低|阳性)(?:（.*）|\(.*\))?$")
 FINE = re.compile(
     r"(?:[，,](?=不[高低]|正常)|[^，。；！？,;!?没不]{0,6}?)(?:正常|不高|不低|不错|挺好|很好|还好|良好|还行|还可以|规律"
-    r"|没(?:有)?(?:啥|什么)?(?:问题|事|变|异常)|阴性|清楚|清晰|清醒|稳定|平稳|尚可|可(?=[，、。；,;]|$)|佳|利索|利落|一条杠"
+    r"|没(?:有)?(?:啥|什么)?(?:问题|事|变|异常)|阴性|清楚|清晰|清醒|稳定|平稳|尚可|可(?=[，、。；,;]|$)|佳|利索|利落|如常|憋得住|能控制|一条杠"
     r"|无(?:明显)?(?:异常|变化|殊)|未见(?:明显)?异常)"
 )
 UNKNOWN_BEFORE = re.compile(r"(?:没(?:有)?(?:怎么)?(?:量|测|查|做|验)过?|不(?:清楚|知道)(?:自己)?的?)(?:过)?$")
