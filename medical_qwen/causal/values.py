@@ -6,10 +6,13 @@ the rest. Where two units are in use, each has a range of its own, as the number
 
 import re
 
-_NEAR = r"[^，。；！？,;!?\d病史药差降]{0,8}?"  # what may stand between a quantity and its value
+_NEAR = r"[^，、。；！？,;!?\d病史药差降]{0,8}?"  # what may stand between a quantity and its value
 _DECIMAL = r"(?P<a>\d{1,5})(?:\.(?P<b>\d+))?(?![\d+/]|\.\d|[^，。；,;]{0,3}[/每]\s*hp)"
 _WHOLE = r"(?P<a>\d{2,3})(?!\d)"
-_WARMTH = r"(?P<a>3[4-9]|4[0-3])(?:[.度点](?P<b>\d))?(?!\d|\s*(?:小时|个|天|周|次|分|h))\s*(?:度|℃|°c|c\b)?"
+_WARMTH = (
+    r"(?P<a>3[4-9]|4[0-3])(?:[.度点](?P<b>\d))?(?!\d|\s*(?:小时|[个天周次分岁年月斤公克%hm]))"
+    r"\s*(?:度|℃|°c|c\b)?"
+)
 _RATE = r"\s*(?:次|bpm|/\s*min|(?=[\s,，]*(?:r|bp)[\s:：]*\d))"
 _IN_FIELD = r"(?:\d+\s*[-~]\s*)?(?P<a>\d{1,3})\s*个?[/每]\s*hp"  # cells in a microscope's field, the upper of two
 _END = r"(?=[，。,;；、\s]|$)"
@@ -29,7 +32,8 @@ _FEVER = (("fever", 37.3, 46),)
 _PRESSURE = (("high_blood_pressure", 140, 400), ("low_blood_pressure", 0, 90))
 _AGE = (("age_over_65", 65, 125),)
 MEASURES = (
-    (_value("体温|烧到|[发高低]烧|[发高]热|最高|温度|[耳腋额]温|量了?一?下?是?|temperature|fever", _WARMTH), _FEVER),
+    (_value("体温|烧到|[发高低]烧|[发高]热|最高|温度|[耳腋额]温|(?<![剂数用重药])量了?一?下?是?|temperature|fever",
+            _WARMTH), _FEVER),
     (re.compile(rf"(?<![a-z])t[\s:：]*{_WARMTH}"), _FEVER),
     (re.compile(r"(?<![\d.])(?P<a>3[7-9]|4[0-2])(?:[.度点](?P<b>\d))?(?!\d)\s*(?:度|℃|°c)"), _FEVER),
     (_value("(?<![高低])血压|(?<!血)高压|收缩压|上压|s?bp|blood pressure",
