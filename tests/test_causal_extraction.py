@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import cache
 
 import numpy as np
 import pytest
@@ -33,6 +34,11 @@ def extractor() -> Extractor:
     disease = (Node("cold", "disease", "感冒", "cold", 0.1),)
     strength = np.zeros((1, len(findings)))
     return Extractor(Network(risks, disease, findings, np.zeros((len(risks), 1)), strength, FINDINGS | RISKS))
+
+
+@cache
+def shipped(root) -> Extractor:
+    return Extractor(Network.load(root / "data/causal"))
 
 
 def states(extractor: Extractor, text: str) -> str:
@@ -92,6 +98,36 @@ def test_words_may_stand_inside_a_name(extractor, text, id_, words):
     assert (found.id, text[found.start : found.end]) == (id_, words)
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("WBC 16.2×10^9/L，Hb 98g/L", "white_cells_raised+ haemoglobin_low+"),
+        ("白细胞7200，血红蛋白135", "white_cells_raised- haemoglobin_low-"),
+        ("血色素8.5，尿WBC 3-5/HP", "haemoglobin_low+ urine_white_cells-"),
+        ("TSH 68mIU/L", "tsh_high+"),
+        ("TSH 0.01", "tsh_low+"),
+        ("D-二聚体0.3mg/L", "d_dimer_raised-"),
+        ("D-二聚体1250ng/mL", "d_dimer_raised+"),
+        ("R 28次/分，P 110次/分", "fast_breathing+ tachycardia+"),
+        ("患者72岁", "age_over_65+"),
+        ("患者54岁，20岁时得过肺炎", ""),
+        ("烟酒不沾", "smoking- heavy_drinking-"),
+        ("上吐下泻", "vomiting+ diarrhoea+"),
+        ("咳嗽一个多月", "long_cough+ cough+"),
+        ("咳嗽、咳黄痰", "cough+ sputum+"),
+        ("脑壳痛，喉咙不痛", "headache+ sore_throat-"),
+        ("嗓子疼鼻塞，胃胀头疼", "sore_throat+ nasal_congestion+ bloating+ headache+"),
+        ("双下肢无水肿，颈抵抗（-）", "both_legs_swollen- stiff_neck-"),
+        ("差不多每个月都头疼，不久前咳嗽", "headache+ cough+"),
+        ("没有发烧、咳嗽和胸痛", "fever- cough- chest_pain-"),
+        ("无咯血，右侧胸痛", "coughing_blood- chest_pain+"),
+        ("大小便憋得住，也不是没有头痛", "incontinence- headache+"),
+    ],
+)
+def test_values_and_words_of_the_shipped_network(root, text, expected):
+    assert states(shipped(root), text) == expected
+
+
 def test_the_longest_name_wins_and_one_word_is_one_thing(extractor):
     assert [one.id for one in extractor.read("肚子疼")] == ["abdominal_pain"]
     assert extractor.read("headaches are not feverish") != []  # the plural is found, a part of a word is not
@@ -107,6 +143,9 @@ def test_the_longest_name_wins_and_one_word_is_one_thing(extractor):
         ("血压180/110", "high_blood_pressure+"),
         ("血压120/80", "high_blood_pressure-"),
         ("体温单", ""),
+        ("T 39.3℃，BP 118/76mmHg", "fever+ high_blood_pressure-"),
+        ("发烧36小时，T波倒置", "fever+"),
+        ("双上肢收缩压相差35mmHg", ""),
     ],
 )
 def test_measured_values(extractor, text, expected):

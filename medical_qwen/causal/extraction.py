@@ -113,12 +113,12 @@ def _carried(clause: str, mine: list[Mention], offset: int, carry: str | None) -
     if not mine:
         return None
     rest = clause
-    for one in reversed(mine):
-        rest = rest[: one.start - offset] + rest[one.end - offset :]
+    for start, end in sorted({(one.start - offset, one.end - offset) for one in mine}, reverse=True):
+        rest = rest[:start] + rest[end:]
     if carry and not wording.LIST.sub("", rest).strip():
         return carry
     cue = _cue(clause[: mine[0].start - offset])
-    return "absent" if cue and cue[0] == "chart" else None
+    return "absent" if cue and wording.CARRIES.match(cue[1]) else None
 
 
 def _state(
@@ -127,11 +127,12 @@ def _state(
     """present, absent, unknown; None for a finding that is only asked about."""
     before, after = text[clause[0] : one.start], text[one.end : clause[1]]
     # other names are no words of their own: 没有恶心呕吐 denies both, 没胃口、头晕 denies nothing
-    for other in reversed([other for other in mine if other.end <= one.start]):
-        before = before[: other.start - clause[0]] + "、" + before[other.end - clause[0] :]
-    for other in reversed([other for other in mine if other.start >= one.end]):
-        after = after[: other.start - one.end] + "、" + after[other.end - one.end :]
-    cue, tail = _cue(before), re.sub(r"^(?:[、和或及与跟]|以及)+", "", after)
+    for start, end in sorted({(other.start, other.end) for other in mine}, reverse=True):
+        if end <= one.start:
+            before = before[: start - clause[0]] + "、" + before[end - clause[0] :]
+        elif start >= one.end:
+            after = after[: start - one.end] + "、" + after[end - one.end :]
+    cue, tail = _cue(before), re.sub(r"^(?:[、和或及与跟\s]|以及)+", "", after)
     if wording.UNASKED.search(before):
         known = not (wording.UNKNOWN.search(before) or wording.AFTER_UNKNOWN.match(tail))
         return None if known else "unknown"

@@ -24,7 +24,8 @@ _UNKNOWN = (
 UNKNOWN = re.compile(_UNKNOWN, re.I)
 # Before a finding. The first alternative that matches decides, so the longer ways of saying something come first.
 BEFORE = re.compile(
-    r"(?P<present>不是没有?|并非没有?|不能说没有?|不是不|没有不|不(?:光|仅|但|只|停|断|时|得不|是很)|止不住"
+    r"(?P<present>(?:也|倒|又)?不是没有?|并非没有?|不能说没有?|不是不|没有不|差不多|不知不觉|止不住"
+    r"|不(?:光|仅|但|只|停|断|时|得不|是很|久|由|自觉|小心|一会)"
     r"|忍不住|控制不住)"
     rf"|(?P<unknown>{_UNKNOWN})"
     r"|(?P<chart>否认|未(?:见|诉|发现|出现|觉|闻及|触及|及)?|无(?!力|精|法|比)|不伴有?|排除|\b(?:denie[sd]"
@@ -35,11 +36,14 @@ BEFORE = re.compile(
     r"|\b(?:not|never|(?:do|does|did|has|have|had|is|are|was)(?:n't| not)(?: have| had| any)?|neither)\b)",
     re.I,
 )
+CARRIES = re.compile(
+    r"否认|未诉|denie[sd]|deny", re.I
+)  # 否认发热，咳嗽 denies both; after 无咯血，右胸痛 there is pain
 # After it, up to the end of the clause.
 AFTER_ABSENT = re.compile(
     r"(?:的)?(?:情况|症状|现象|感觉|病史|史|这些|那些|什么的|等等?)*(?:我|她|他)?(?:倒是?|也|都|是|均|还|目前"
-    r"|现在|一直|从来|已经?|早就|基本上?|暂时|全)*"
-    r"(?:没有?(?:过|了|出现)?|无|否认|不明显|未见|未出现|阴性|没了|消失|好了|缓解了?|消退|退了|停了|不是|\(-\)"
+    r"|现在|一直|从来|已经?|早就|基本上?|完全|彻底|暂时|全)*"
+    r"(?:没有?(?:过|了|出现)?|不沾|不碰|无|否认|不明显|未见|未出现|阴性|没了|消失|好了|缓解了?|消退|退了|停了|不是|\(-\)"
     r"|（-）|\b(?:is|are|was)? ?"
     r"(?:absent|negative|gone|none)(?: now)?\b)(?:过|了|的|啊|呢|吧|呀|哈)*\s*$",
     re.I,
@@ -51,7 +55,7 @@ AFTER_UNKNOWN = re.compile(
     re.I,
 )
 GONE = re.compile(
-    r"^(?:症状)?(?:已经?|现在|也|都|就|早就)*(?:好了|消失了?|没了|退了|停了|缓解了|止住了|不(?:疼|痛|烧|咳|晕"
+    r"^(?:症状)?(?:已经?|现在|也|都|就|早就|[昨今前](?:天|晚|早)起?)*(?:好了|消失了?|没了|退了|停了|缓解了|止住了|不(?:疼|痛|烧|咳|晕"
     r"|吐|拉)了|正常了|没事了)"
 )
 # A question, a fear or a condition states nothing: "could it be …?", "what if …".
