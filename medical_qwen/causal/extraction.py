@@ -31,7 +31,7 @@ class Extractor:
     """Reads findings and risks of one network out of text."""
 
     def __init__(self, network: Network) -> None:
-        self._names = Names(network)
+        self.network, self._names = network, Names(network)
 
     def read(self, text: str, who: str = "patient") -> list[Mention]:
         """The mentions in the order of the text; what a sentence says twice is one of them.

@@ -100,7 +100,7 @@ class CausalStream:
     def _judged(self, text: str, before: State | None, answer_to: str | None) -> State:
         decided = before is not None and bool(before.evidence.present)
         mentions = self._extractor.read(text, before.subject if decided else "patient")
-        subject = before.subject if decided else self._subject(mentions)
+        subject = before.subject if decided else subject_of(mentions, self.network)
         own = [one for one in mentions if one.who == subject]
         if answer_to and answer_to not in {one.id for one in own}:
             own = [*_answered(text, answer_to), *own]
@@ -130,11 +130,12 @@ class CausalStream:
             unread=tuple(_unread(text, mentions)),
         )
 
-    def _subject(self, mentions: Sequence[Mention]) -> str:
-        """Whose complaints these are. Risks are none: a father's diabetes does not make him the patient."""
-        findings = {node.id for node in self.network.findings}
-        complain = {one.who for one in mentions if one.state == "present" and one.id in findings}
-        return "relative" if complain == {"relative"} else "patient"
+
+def subject_of(mentions: Sequence[Mention], network: Network) -> str:
+    """Whose complaints these are, patient or relative. Risks are none: a father's diabetes does not make him ill."""
+    findings = {node.id for node in network.findings}
+    complain = {one.who for one in mentions if one.state == "present" and one.id in findings}
+    return "relative" if complain == {"relative"} else "patient"
 
 
 def _answered(text: str, asked: str) -> list[Mention]:
