@@ -131,12 +131,12 @@ def curve(history: list[dict], key: str) -> list[tuple[int, float]]:
 
 
 def figures(name: str, history: list[dict]) -> dict:
-    """What a run has to show: first and last value of each curve; for GRPO means of the first 2 and last 5 steps."""
+    """What a run has to show: first and last value of each curve; for GRPO means of the first 2 and last 10 steps."""
     kind = name.partition("-")[0]
     found = {}
     for key in CURVES[kind]:
         values = [value for _, value in curve(history, key)]
-        ends = (values[0], values[-1]) if kind != "grpo" else (sum(values[:2]) / 2, sum(values[-5:]) / 5)
+        ends = (values[0], values[-1]) if kind != "grpo" else (sum(values[:2]) / 2, sum(values[-10:]) / 10)
         found[key] = {"first": round(ends[0], 4), "last": round(ends[1], 4), "highest": round(max(values), 4)}
     if kind == "rm":
         last = next(row for row in reversed(history) if "eval_accuracy" in row)
