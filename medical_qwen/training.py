@@ -53,7 +53,7 @@ def run(main: Callable[[], None]) -> None:
         if ROOT not in raised_in.parents or ".venv" in raised_in.parts or os.environ.get("DEBUG"):
             raise
         sys.exit(f"error: {error}")
-    if dist.is_initialized():
+    if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
 

@@ -214,4 +214,4 @@ def test_the_labelled_sentences(root):
     ):
         rows = [json.loads(line) for line in (root / f"data/causal/{file}.jsonl").read_text("utf-8").splitlines()]
         assert score(extractor, [row for row in rows if row["split"] == "test"])["f1"] >= least
-        assert score(extractor, rows)["f1"] >= 0.87
+        assert score(extractor, rows)["f1"] >= least
