@@ -22,12 +22,12 @@ CORES="$(getconf _NPROCESSORS_ONLN)"
 if command -v nvidia-smi >/dev/null; then
   ROWS=1000 EXAM_ROWS=1000 NEW_TOKENS=512 BATCH=32 JOBS=1
 else
-  ROWS=24 EXAM_ROWS=8 NEW_TOKENS=64 BATCH=24
+  ROWS=24 EXAM_ROWS=8 NEW_TOKENS=96 BATCH=24
   # Several processes with a thread each answer more than one process with all threads; each takes about 2 GB.
   JOBS="$((CORES < 4 ? CORES : 4))"
   SMALL=(--gradient_checkpointing False --logging_steps 1 --gradient_accumulation_steps 1 --per_device_train_batch_size 4)
   PT=("${SMALL[@]}" --max_steps 10 --max_length 256 --learning_rate 5e-4 --eval_strategy no)
-  SFT=("${SMALL[@]}" --per_device_train_batch_size 2 --gradient_accumulation_steps 2 --max_steps 12 --max_length 768
+  SFT=("${SMALL[@]}" --per_device_train_batch_size 2 --gradient_accumulation_steps 2 --max_steps 14 --max_length 768
     --learning_rate 1e-3 --eval_strategy no)
   RM=("${SMALL[@]}" --max_steps 8 --max_length 512 --learning_rate 5e-4 --eval_strategy no)
   # Questions alone: prompts with documents before them would be cut at 256 tokens.

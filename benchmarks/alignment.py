@@ -2,13 +2,14 @@
 
     python benchmarks/alignment.py --model_name_or_path MODEL --pairs dpo_zh_500.jsonl --output outputs/alignment
 
-Of the pairs those are taken whose longer answer with its prompt is at most --longest tokens, for the time of a CPU.
+For the time of a CPU, those pairs are taken whose longer answer with its prompt is at most --longest tokens, and
+those questions for PPO that are at most --longest_prompt tokens.
 
 * rm: reward model; accuracy on held-out pairs with its 95 % interval.
 * dpo: reward accuracy and margin on the same held-out pairs, over the steps.
-* grpo: exam questions with one right option, rewarded for beginning with option letters and for the right one; mean
-  reward over the steps.
-* ppo: three seeds against the reward model of `rm`; its score on held-out prompts, and the KL, over the steps.
+* grpo: 24 exam questions with one right option, rewarded for beginning with option letters and for the right one; mean
+  reward over the steps. A model of this size cannot know the answers: what it is to do is to learn these by heart.
+* ppo: three seeds against the reward model of `rm`; its score on 256 held-out questions, and the KL, over the steps.
 
 Every run is a command that is printed; one that is complete is not run again. Figures and curves go to
 `benchmarks/results/alignment.json` and `alignment.png`.
@@ -28,7 +29,9 @@ LORA = ["--use_peft", "True", "--lora_r", "16", "--lora_alpha", "32", "--gradien
 QUIET = ["--report_to", "none", "--logging_steps", "1", "--save_strategy", "no", "--disable_tqdm", "True"]
 HELD_OUT = ["--validation_split_ratio", "0.35"]
 FORM = r"[A-E]+(?:[.、：:。，,\s].*)?"  # begins with the letters
-SYSTEM = "回答选择题。第一个字就写选项字母，例如“B”或“ACD”，然后再写理由。"
+SYSTEM = "第一个字就写选项字母，例如“B”，然后写理由。"
+QUESTIONS = 24  # of the exam
+HELD_OUT_QUESTIONS = 256
 SEEDS = (1, 2, 3)
 TARGET_KL = 8  # nats per answer
 
@@ -48,8 +51,8 @@ def commands(options: argparse.Namespace) -> dict[str, list[str]]:
                 "--max_eval_samples", "64", "--beta", "0.1", *each, "--eval_steps", "20"],
         "grpo": ["grpo_training.py", *model, "--train_file_dir", str(Path(options.output) / "exam.jsonl"),
                  "--reward_funcs", f"format(format_pattern={FORM!r})", "choice", "--system_prompt", SYSTEM,
-                 "--num_generations", "8", "--per_device_train_batch_size", "32", "--temperature", "1.0",
-                 "--max_completion_length", "12", "--max_steps", "60", "--learning_rate", "2e-4",
+                 "--num_generations", "8", "--per_device_train_batch_size", "64", "--temperature", "1.0",
+                 "--max_completion_length", "6", "--max_steps", "60", "--learning_rate", "1e-4",
                  "--lr_scheduler_type", "constant_with_warmup", "--warmup_steps", "3", "--beta", "0.0"],
     }  # fmt: skip
     for seed in SEEDS:
@@ -57,10 +60,11 @@ def commands(options: argparse.Namespace) -> dict[str, list[str]]:
             "ppo_training.py", *model, "--train_file_dir", str(Path(options.output) / "prompts.jsonl"),
             "--validation_file_dir", str(Path(options.output) / "held_out_prompts.jsonl"),
             "--reward_model_path", str(Path(options.output) / "rm"),
-            "--max_prompt_length", "192", "--max_completion_length", "48", "--per_device_train_batch_size", "8",
-            "--gradient_accumulation_steps", "4", "--num_ppo_epochs", "2", "--max_steps", "40", "--learning_rate",
-            "1e-4", "--value_learning_rate", "5e-4", "--lr_scheduler_type", "constant", "--target_kl", str(TARGET_KL),
-            "--kl_horizon", "200", "--kl_coef", "0.05", *each, "--eval_steps", "10", "--seed", str(seed),
+            "--max_prompt_length", "128", "--max_completion_length", "32", "--per_device_train_batch_size", "8",
+            "--gradient_accumulation_steps", "4", "--num_ppo_epochs", "2", "--max_steps", "60", "--learning_rate",
+            "2e-4", "--value_learning_rate", "5e-4", "--lr_scheduler_type", "constant", "--lam", "1.0",
+            "--target_kl", str(TARGET_KL), "--kl_horizon", "200", "--kl_coef", "0.05",
+            "--per_device_eval_batch_size", "16", *each, "--eval_steps", "20", "--seed", str(seed),
         ]  # fmt: skip
     return found
 
@@ -69,9 +73,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_name_or_path", default=str(SHARED / "models" / "minimind2-small"))
     parser.add_argument("--pairs", default=str(SHARED / "data" / "medicalgpt" / "reward" / "dpo_zh_500.jsonl"))
+    questions = SHARED / "data" / "medicalgpt" / "sft" / "medical_sft_1K_format.jsonl"
+    parser.add_argument("--questions", default=str(questions), help="of PPO")
     parser.add_argument("--output", default=str(ROOT / "outputs" / "alignment"))
     parser.add_argument("--longest", type=int, default=640)
-    parser.add_argument("--longest_prompt", type=int, default=100, help="of PPO, in tokens")
+    parser.add_argument("--longest_prompt", type=int, default=40)
     parser.add_argument("--only", nargs="+", help="names of runs")
     options = parser.parse_args()
     select(options)
@@ -86,29 +92,31 @@ def main() -> None:
 
 
 def select(options: argparse.Namespace) -> None:
-    """Write the pairs and PPO's prompts that are short enough, and the exam questions with one right option."""
+    """Write the pairs and the questions that are short enough, and the first exam questions with one right option."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(options.model_name_or_path)
-    lines = Path(options.pairs).read_text(encoding="utf-8").splitlines()
-    pairs, prompts = [], []
-    for line in lines:
+
+    def asked(row: dict) -> str:
+        return "".join(turn["value"] for turn in row["conversations"] if turn["from"] == "human")
+
+    def short(line: str, limit: int, *answers: str) -> bool:
         row = json.loads(line)
-        prompt = "".join(turn["value"] for turn in row["conversations"])
-        texts = [prompt, prompt + row["chosen"], prompt + row["rejected"]]
-        asked, *whole = map(len, tokenizer(texts, add_special_tokens=False)["input_ids"])
-        if max(whole) <= options.longest:
-            pairs.append(line)
-        if asked <= options.longest_prompt:
-            prompts.append(line)
-    Path(options.output).mkdir(parents=True, exist_ok=True)
-    exam = (ROOT / "data" / "grpo" / "exam.jsonl").read_text(encoding="utf-8").splitlines()
+        texts = [asked(row) + row[answer] for answer in answers] or [asked(row)]
+        return max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"])) <= limit
+
+    pairs, questions, exam = (
+        Path(path).read_text(encoding="utf-8").splitlines()
+        for path in (options.pairs, options.questions, ROOT / "data" / "grpo" / "exam.jsonl")
+    )
+    questions = [line for line in questions if short(line, options.longest_prompt)]
     files = {
-        "pairs": pairs,
-        "prompts": prompts[64:],
-        "held_out_prompts": prompts[:64],  # the same ones for every seed
-        "exam": [line for line in exam if len(json.loads(line)["answer"]) == 1],
+        "pairs": [line for line in pairs if short(line, options.longest, "chosen", "rejected")],
+        "prompts": questions[HELD_OUT_QUESTIONS:],
+        "held_out_prompts": questions[:HELD_OUT_QUESTIONS],  # the same ones for every seed
+        "exam": [line for line in exam if len(json.loads(line)["answer"]) == 1][:QUESTIONS],
     }
+    Path(options.output).mkdir(parents=True, exist_ok=True)
     for name, kept in files.items():
         (Path(options.output) / f"{name}.jsonl").write_text("\n".join(kept) + "\n", encoding="utf-8")
         print(f"{name}: {len(kept)} rows", flush=True)
