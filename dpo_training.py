@@ -48,7 +48,10 @@ class Config(DPOConfig):
 
 
 class Trainer(Measured, DPOTrainer):
-    """TRL's trainer, measured. The rows come tokenized; held-out figures weigh every pair the same."""
+    """TRL's trainer, measured. The rows come tokenized; held-out figures weigh every pair the same.
+
+    But for those that fill up the last batches where several ranks share a number of pairs that they cannot divide.
+    """
 
     def _prepare_dataset(self, dataset, *args):
         return dataset
@@ -172,7 +175,6 @@ def main(argv: list[str] | None = None) -> dict:
         for part in (splits.train, splits.validation)
     )
     model, adapter = load_for_training(model_args, tokenizer, trust_remote_code=config.trust_remote_code)
-    model.requires_grad_(not model_args.use_peft)  # merging the adapters below has frozen some of it
     frozen = reference(model_args, config, tokenizer, len(train))
     trainer = trainer_class(
         model=model,

@@ -20,7 +20,7 @@ is a flag here too; `bash run_grpo.sh` holds settings that work.
 import logging
 from dataclasses import dataclass, field
 
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
@@ -30,7 +30,7 @@ from medical_qwen.records import load_splits
 from medical_qwen.rendering import Renderer
 from medical_qwen.rewards import REWARDS, Reward, load_reward
 from medical_qwen.scoring import Judge, RewardModel
-from medical_qwen.training import finish, parse, prepare, run
+from medical_qwen.training import finish, parse, run, tokenize_prompts
 
 logger = logging.getLogger(__name__)
 
@@ -105,11 +105,6 @@ def open_with(row: dict, system_prompt: str) -> dict:
     return {"prompt": [*first, *row["prompt"]]}
 
 
-def encode(row: dict, renderer: Renderer, max_length: int) -> dict:
-    """Token ids of a prompt; where it is too long, whole turns are dropped from its beginning."""
-    return {"prompt_ids": renderer.prompt(row["prompt"], row.get("tools"), max_length)}
-
-
 def load_rewards(
     args: RewardArguments, config: GRPOConfig, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> list[Reward]:
@@ -148,14 +143,14 @@ def load_policy(
 ) -> tuple[PreTrainedModel, object, str]:
     """The policy, the adapter to train on it, and the base that the adapter is to name."""
     model, adapter = load_for_training(args, tokenizer, trust_remote_code=config.trust_remote_code)
-    model.requires_grad_(not args.use_peft)  # merging the adapters below has frozen some of it
     model.generation_config.eos_token_id = stop_ids
     if config.use_vllm:
         config.generation_kwargs = {"stop_token_ids": stop_ids, **(config.generation_kwargs or {})}
     base, lineage = model.name_or_path, resolve(args.model_name_or_path, args.adapter_name_or_path)
     if lineage.adapters and (config.use_vllm or (config.beta and not args.use_peft)):
         # vLLM, and TRL for the reference of full training, read a whole model from a directory.
-        model.name_or_path = model.config._name_or_path = whole_directory(lineage, tokenizer)
+        source = {"revision": args.model_revision, "trust_remote_code": config.trust_remote_code}
+        model.name_or_path = model.config._name_or_path = whole_directory(lineage, tokenizer, **source)
     return model, adapter, base
 
 
@@ -168,27 +163,28 @@ def main(argv: list[str] | None = None) -> dict:
     rewards = load_rewards(reward_args, config, tokenizer)
     splits = load_splits(data_args, "prompt", config.seed)
 
-    def tokenized(rows: Dataset | None) -> Dataset | None:
+    def tokenized(rows: Dataset | None) -> tuple[Dataset | None, dict]:
         if rows is not None and reward_args.system_prompt:
             prompt = {"system_prompt": reward_args.system_prompt}
             rows = rows.map(open_with, fn_kwargs=prompt, features=rows.features, desc="system prompt")
-        ids = prepare(rows, encode, config, renderer=renderer, max_length=reward_args.max_prompt_length)
-        return ids and concatenate_datasets([rows, ids], axis=1)
+        return tokenize_prompts(rows, renderer, config, reward_args.max_prompt_length)
 
+    (train, truncation), (held_out, _) = map(tokenized, (splits.train, splits.validation))
     model, adapter, base = load_policy(model_args, config, tokenizer, renderer.stop_token_ids)
     trainer = Trainer(
         model=model,
         reward_funcs=rewards,
         args=config,
         peft_config=adapter,
-        train_dataset=tokenized(splits.train),
-        eval_dataset=tokenized(splits.validation),
+        train_dataset=train,
+        eval_dataset=held_out,
         processing_class=tokenizer,
         callbacks=[IdleGroups()],
     )
     if adapter:
         trainer.model.peft_config["default"].base_model_name_or_path = base
-    return finish(trainer, stage="grpo", parent=model_args.model_name_or_path, data=splits.report.as_dict())
+    data = splits.report.as_dict() | {"truncation": truncation}
+    return finish(trainer, stage="grpo", parent=model_args.model_name_or_path, data=data)
 
 
 if __name__ == "__main__":

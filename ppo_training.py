@@ -15,7 +15,6 @@ With LoRA policy, value model, reference and reward model share one frozen base 
 questions: conversations lend their turns before the last answer, with their whole history.
 """
 
-from datasets import Dataset, concatenate_datasets
 from transformers import set_seed
 
 from medical_qwen.arguments import DataArguments, ModelArguments
@@ -23,12 +22,7 @@ from medical_qwen.models import resolve, tokenizer_for_training, whole_directory
 from medical_qwen.ppo import PPOConfig, PPOTrainer, from_endpoint, load_ppo_model
 from medical_qwen.records import load_splits
 from medical_qwen.rendering import Renderer
-from medical_qwen.training import finish, parse, prepare, run
-
-
-def encode(row: dict, renderer: Renderer, max_length: int) -> dict:
-    """Token ids of a prompt; where it is too long, whole turns are dropped from its beginning."""
-    return {"prompt_ids": renderer.prompt(row["prompt"], row.get("tools"), max_length)}
+from medical_qwen.training import finish, parse, run, tokenize_prompts
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -38,25 +32,26 @@ def main(argv: list[str] | None = None) -> dict:
     tokenizer = tokenizer_for_training(model_args, config.trust_remote_code)
     renderer = Renderer(tokenizer)
     splits = load_splits(data_args, "prompt", config.seed)
-
-    def tokenized(dataset: Dataset | None) -> Dataset | None:
-        ids = prepare(dataset, encode, config, renderer=renderer, max_length=config.max_prompt_length)
-        return ids and concatenate_datasets([dataset, ids], axis=1)
-
+    (train, truncation), (held_out, _) = (
+        tokenize_prompts(part, renderer, config, config.max_prompt_length)
+        for part in (splits.train, splits.validation)
+    )
     set_seed(config.seed)  # new adapters start from random numbers
     model = load_ppo_model(model_args, tokenizer, config.reward_model_path, config.trust_remote_code)
     if config.use_vllm:
         lineage = resolve(model_args.model_name_or_path, model_args.adapter_name_or_path)
-        model.language_model.name_or_path = whole_directory(lineage, tokenizer)
+        source = {"revision": model_args.model_revision, "trust_remote_code": config.trust_remote_code}
+        model.language_model.name_or_path = whole_directory(lineage, tokenizer, **source)
     trainer = PPOTrainer(
         model=model,
         args=config,
-        train_dataset=tokenized(splits.train),
-        eval_dataset=tokenized(splits.validation),
+        train_dataset=train,
+        eval_dataset=held_out,
         processing_class=tokenizer,
         scorer=from_endpoint(config.reward_url) if config.reward_url else None,
     )
-    return finish(trainer, stage="ppo", parent=model_args.model_name_or_path, data=splits.report.as_dict())
+    data = splits.report.as_dict() | {"truncation": truncation}
+    return finish(trainer, stage="ppo", parent=model_args.model_name_or_path, data=data)
 
 
 if __name__ == "__main__":

@@ -113,9 +113,11 @@ def load_with_head(
 ) -> tuple[PreTrainedModel, LoraConfig | None]:
     """The checkpoint with a fresh score head instead of its language model head, and the adapter to train on it."""
     lineage = resolve(args.model_name_or_path, args.adapter_name_or_path)
-    root = merged_directory(lineage) if lineage.adapters else lineage.root
+    source = {"revision": args.model_revision, "trust_remote_code": trust_remote_code}
+    if lineage.adapters:
+        args = replace(args, model_name_or_path=merged_directory(lineage, **source), model_revision="main")
     model, adapter = load_for_training(
-        replace(args, model_name_or_path=root, adapter_name_or_path=None),
+        replace(args, adapter_name_or_path=None),
         tokenizer,
         auto_class=AutoModelForSequenceClassification,
         num_labels=1,

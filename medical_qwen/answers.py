@@ -24,7 +24,7 @@ _CHOICE_CUE = (
     r"|(?<!不)(?<!不应)(?<!不应该)(?<!不能)(?<!不该)(?<!不要)(?<!不可)(?<!不会)(?<!没有)(?<!勿)(?<!误)选(?!项)择?(?:的是|是|为)?"
     r"|(?i:\b(?:answers?|correct\s+(?:option|choice)s?)\s*(?:is|are|would\s+be|should\s+be|must\s+be|[:=-])"
     r"|(?<!not\s)(?<!n't\s)\b(?:choose|select|pick)\b))"
-    r"\s*[:=]?\s*(?:选项|(?i:(?:option|choice|letter)s?\b))?\s*:?\s*"
+    r"\s*[:=]?\s*(?:选项|(?i:(?:option|choice|letter)s?\b))?\s*:?\s*[\[【“‘「『\"']?\s*"
 )
 _CUE = re.compile(_CHOICE_CUE)
 _LABEL = re.compile(r"(?<![A-Za-z0-9])([A-Z])\)?\s*[.、:,)]*\s*")

@@ -145,6 +145,10 @@ def _judge(systems: Sequence[list[Row]], task: str, samples: int, seed: int) -> 
 
 def _judgement(row: Row, task: str) -> Judgement:
     gold, fields = row.references[0], row.fields
+    if len(row.references) > 1 and task == "exam":  # ["A", "C"]: all of them
+        gold = "".join(row.references)
+    elif len(row.references) > 1:
+        raise ValueError(f"{row.where}: answer: expected one, got {len(row.references)}")
     try:
         if task == "exam":
             found, expected = judge_choice(row.prediction, gold, fields.get("options")), "letters of the options"

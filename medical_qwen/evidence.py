@@ -5,16 +5,19 @@
     <what findings are>                      only where there are findings
     > a line of the findings
     <the rules of answering from passages>   only where there are passages
-    [1] guide.pdf p. 3 · 诊断
+    [1]
+    > guide.pdf p. 3 · 诊断
     > a line of the first passage
     > the next one
 
-    [2] notes.md
+    [2]
+    > notes.md
     > a line of the second passage
 
     问题：<the question as it was asked>
 
-Passages are data that strangers wrote. Every line of theirs begins with `> `, so that none can start a passage, a
+Passages are data that strangers wrote, and so are the names of their files and headings. Every line of theirs begins
+with `> `, so that none can start a passage, a
 question or a rule. Numbers in square brackets and marks such as <|im_end|>, </s> or [INST] get full-width brackets:
 the numbers of the prompt stay the only ones, and a server that would take the marks for its own control tokens (the
 renderer of this project never does) sees ordinary text. Characters that are invisible are left out.
@@ -89,7 +92,8 @@ def _entry(number: int, document: str | Mapping) -> str:
         document = {"text": document}
     if not isinstance(document, Mapping) or not isinstance(document.get("text"), str):
         raise ValueError(f"documents: expected a text, or an object with `text`, got {str(document)[:60]!r}")
-    return f"[{number}] {' '.join(_harmless(label(document)).split())}".rstrip() + f"\n{_quoted(document['text'])}"
+    place = " ".join(label(document).split())  # a stranger's words, as the text: one more quoted line
+    return "\n".join([f"[{number}]", *filter(None, (_quoted(place), _quoted(document["text"])))])
 
 
 def _quoted(text: str) -> str:

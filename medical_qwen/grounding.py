@@ -24,6 +24,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from medical_qwen.answers import strip_thinking
 from medical_qwen.evaluation import raise_problems
 from medical_qwen.evidence import REFUSAL
 from medical_qwen.metrics import character_tokens, clean, compare_means
@@ -129,7 +130,8 @@ def judge(row: dict) -> dict[str, float | None]:
         ranks = first_ranks(row["gold"], row["passages"])
         scores |= {f"recall@{k}": recall(ranks, k) for k in DEPTHS}
         scores |= {"MRR": reciprocal_rank(ranks), f"nDCG@{DEPTHS[-1]}": ndcg(ranks, DEPTHS[-1])}
-    if (answer := row.get("prediction")) is not None:
+    if row.get("prediction") is not None:
+        answer = strip_thinking(row["prediction"])
         scores["refused, with gold" if row["gold"] else "refused, without gold"] = float(refuses(answer))
         if not refuses(answer):
             scores["cited"] = float(bool(CITED.search(answer)))

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
+from filelock import FileLock
 from huggingface_hub import snapshot_download
 from peft import LoraConfig, PeftModel
 from peft.utils.integrations import gather_params_ctx
@@ -186,7 +186,8 @@ def load_base(
     if (bits or is_deepspeed_zero3_enabled()) and lineage.adapters:
         keep = 0 if merge else 1
         merged = lineage.adapters[: len(lineage.adapters) - keep]
-        root = merged_directory(Lineage(lineage.root, merged), auto_class) if merged else lineage.root
+        source = {name: kwargs[name] for name in ("revision", "trust_remote_code") if name in kwargs}
+        root = merged_directory(Lineage(lineage.root, merged), auto_class, **source) if merged else lineage.root
         lineage = Lineage(root, lineage.adapters[len(merged) :])
     model = _from_pretrained(
         auto_class, lineage.root, dtype=torch_dtype(dtype), quantization_config=quantization(bits), **kwargs
@@ -199,25 +200,29 @@ def load_base(
     return model
 
 
-def merged_directory(lineage: Lineage, auto_class: type = AutoModelForCausalLM) -> str:
-    """A directory with the lineage merged into one model, made once and kept in the cache folder."""
-    digest = hashlib.sha256(lineage.root.encode())
+def merged_directory(lineage: Lineage, auto_class: type = AutoModelForCausalLM, **source) -> str:
+    """A directory with the lineage merged into one model, made once and kept in the cache folder.
+
+    One process of a machine makes it, the others wait for it. `source`: `revision` and `trust_remote_code` of the root.
+    """
+    digest = hashlib.sha256(f"{lineage.root} {source.get('revision') or 'main'}".encode())
     for adapter in lineage.adapters:
         digest.update((Path(adapter) / "adapter_model.safetensors").read_bytes())
     target = cache_folder() / "merged" / digest.hexdigest()[:16]
-    with PartialState().main_process_first():
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
         if not target.is_dir():
             logger.info("merging %s into a copy of the base: %s", " + ".join(lineage.adapters), target)
             with undivided():
-                save_atomically(load_base(lineage, auto_class=auto_class), target)
+                save_atomically(load_base(lineage, auto_class=auto_class, **source), target)
     return str(target)
 
 
-def whole_directory(lineage: Lineage, tokenizer: PreTrainedTokenizerBase) -> str:
+def whole_directory(lineage: Lineage, tokenizer: PreTrainedTokenizerBase, **source) -> str:
     """A directory or hub id with the whole model and a tokenizer, for engines that read one themselves (vLLM)."""
     if not lineage.adapters:
         return lineage.root
-    folder = merged_directory(lineage)
+    folder = merged_directory(lineage, **source)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -239,12 +244,19 @@ def cache_folder() -> Path:
 
 
 def save_atomically(model: PreTrainedModel, target: Path, *others) -> None:
-    """`save_pretrained` of the model and others (tokenizer) into a folder that appears whole or not at all."""
+    """`save_pretrained` of the model and others (tokenizer) into a folder that appears whole or not at all.
+
+    Where another process was faster, its folder stays.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         for part in (model, *others):
             part.save_pretrained(Path(folder) / "model")
-        os.replace(Path(folder) / "model", target)
+        try:
+            os.replace(Path(folder) / "model", target)
+        except OSError:
+            if not target.is_dir():
+                raise
 
 
 def attach(model: PreTrainedModel, adapter: str, trainable: bool = False) -> PeftModel:
@@ -311,6 +323,8 @@ def load_for_training(
         attn_implementation=args.attn_implementation,
         **kwargs,
     )
+    if not args.use_peft:
+        model.requires_grad_(True)  # PEFT freezes what it merges an adapter into
     model.base_fingerprint = fingerprint(model)
     model.name_or_path = absolute(lineage.adapters[-1] if lineage.adapters else lineage.root)
     grown = fit_embeddings(model, tokenizer)

@@ -8,6 +8,7 @@ A stage script shows its stage and leaves this to us:
     finish(trainer, stage="sft", ...)
 """
 
+import contextlib
 import hashlib
 import inspect
 import json
@@ -22,7 +23,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import asdict, fields
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
@@ -30,13 +31,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from datasets.fingerprint import Hasher
-from transformers import HfArgumentParser, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import HfArgumentParser, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import ExportableState
 from transformers.utils import logging as hf_logging
 
 from medical_qwen.arguments import ALIASES
-from medical_qwen.rendering import Truncation, TruncationReport
+from medical_qwen.rendering import Renderer, Truncation, TruncationReport
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +112,7 @@ def _start(config: TrainingArguments) -> None:
         config.resume_from_checkpoint = None
     elif asked and not Path(asked).is_dir():
         raise FileNotFoundError(f"--resume_from_checkpoint: {asked} does not exist")
-    if last and not config.resume_from_checkpoint:
+    if not config.resume_from_checkpoint and (last or (not asked and _checkpoints(Path(config.output_dir)))):
         raise ValueError(
             f"--output_dir {config.output_dir} holds the checkpoints of an earlier run: "
             "go on with --resume_from_checkpoint True, or choose another folder"
@@ -120,16 +122,32 @@ def _start(config: TrainingArguments) -> None:
 def last_complete_checkpoint(folder: Path, world_size: int) -> str | None:
     """The newest `checkpoint-N` that was written to its end: a killed run may leave a half one behind."""
 
-    def complete(checkpoint: Path) -> bool:
-        try:
-            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))  # written last
-        except (OSError, ValueError):
-            return False
-        return len(list(checkpoint.glob("rng_state*.pth"))) >= world_size
+    def complete(checkpoint: Path, state: dict) -> bool:
+        kept = state.get("stateful_callbacks", {}).get("WrittenBy", {}).get("attributes", {})
+        return len(list(checkpoint.glob("rng_state*.pth"))) >= kept.get("ranks", world_size)
 
-    found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
-    whole = [path for path in found if complete(path)]
+    whole = [path for path, state in _checkpoints(folder).items() if complete(path, state)]
     return str(max(whole, key=lambda path: int(path.name.removeprefix("checkpoint-")))) if whole else None
+
+
+def _checkpoints(folder: Path) -> dict[Path, dict]:
+    """Every `checkpoint-N` with a whole trainer_state.json, which the main process writes last."""
+    found = {}
+    for path in folder.glob("checkpoint-*"):
+        if path.name.removeprefix("checkpoint-").isdigit():
+            with contextlib.suppress(OSError, ValueError):
+                found[path] = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+    return found
+
+
+class WrittenBy(TrainerCallback, ExportableState):
+    """Leaves in each checkpoint how many ranks it is of: a run may go on with more of them, or with fewer."""
+
+    def __init__(self, ranks: int) -> None:
+        self.ranks = ranks
+
+    def state(self) -> dict:
+        return {"args": {"ranks": self.ranks}, "attributes": {"ranks": self.ranks}}
 
 
 class Measured:
@@ -151,12 +169,22 @@ class Measured:
         return super().training_step(model, inputs, *args, **kwargs)
 
     def prediction_step(self, model, inputs, *args, **kwargs):
+        own = self._own_rows(len(inputs["labels"])) if "labels" in inputs else 0
+        if own and own < len(inputs["labels"]):
+            inputs = {name: value[:own] for name, value in inputs.items()}
         result = super().prediction_step(model, inputs, *args, **kwargs)
-        if "labels" in inputs and result[0] is not None and hasattr(self, "_eval_sums"):
+        if own and result[0] is not None and hasattr(self, "_eval_sums"):
             predicted = (inputs["labels"][..., 1:] != -100).sum().item()
             self._eval_sums[0] += result[0].item() * predicted
             self._eval_sums[1] += predicted
         return result
+
+    def _own_rows(self, rows: int) -> int:
+        """How many rows of this rank's batch count: accelerate fills the ranks' last batches up with earlier rows."""
+        state = self.accelerator.gradient_state
+        if self.args.world_size == 1 or not state.end_of_dataloader or state.remainder <= 0:
+            return rows
+        return min(max(state.remainder - self.args.process_index * self.args.eval_batch_size, 0), rows)
 
     def evaluate(self, *args, metric_key_prefix: str = "eval", **kwargs):
         self._eval_sums = [0.0, 0]
@@ -238,6 +266,36 @@ def drop_unfit(dataset: Dataset | None, ids: str = "input_ids", most: float = 0.
     return kept, report.total | {"rows": len(dataset), "rows_dropped": dropped, "rows_shortened": report.shortened}
 
 
+def encode_prompt(row: dict, renderer: Renderer, max_length: int) -> dict:
+    """Token ids of a prompt, and what was cut: first whole turns from its beginning, then of the question."""
+    ids, lost = renderer.fit_prompt(row["prompt"], max_length, row.get("tools"))
+    return {"prompt_ids": ids, **asdict(lost)}
+
+
+def tokenize_prompts(
+    rows: Dataset | None, renderer: Renderer, config: TrainingArguments, max_length: int, most: float = 0.3
+) -> tuple[Dataset | None, dict]:
+    """The rows with their `prompt_ids`, and what `--max_prompt_length` cost: the sums of `Truncation`.
+
+    Raises:
+        ValueError: more than the share `most` of the questions would lose their beginning.
+    """
+    if rows is None:
+        return None, {}
+    encoded = prepare(rows, encode_prompt, config, renderer=renderer, max_length=max_length)
+    counts = [field.name for field in fields(Truncation)]
+    report = TruncationReport(Truncation(**row) for row in encoded.select_columns(counts))
+    logger.info("%s", report)
+    cut = sum(tokens > 0 for tokens in encoded["prompt_tokens_cut"])
+    if cut > most * len(rows):
+        raise ValueError(
+            f"--max_prompt_length {max_length} is too short: {cut} of {len(rows)} questions would lose their beginning "
+            f"(at most {most:.0%} is allowed)"
+        )
+    ids = encoded.select_columns("prompt_ids")
+    return concatenate_datasets([rows, ids], axis=1), report.total | {"rows": len(rows), "questions_cut": cut}
+
+
 def show_rows(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, number: int) -> None:
     """Print the first rows as the model will see them, what it learns in green."""
     for row in dataset.select(range(min(number, len(dataset)))):
@@ -262,9 +320,13 @@ def finish(trainer: Trainer, *, stage: str, parent: str | None, data: dict, extr
     """
     config = trainer.args
     started = time.perf_counter()
+    trainer.add_callback(WrittenBy(config.world_size))
     result = trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
     throughput = _throughput(trainer, result.metrics["train_runtime"])
     metrics = {key: value for key, value in result.metrics.items() if not key.startswith("total")}
+    if config.resume_from_checkpoint:  # Trainer divides the loss of the steps since then by the number of all steps
+        losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+        metrics["train_loss"] = sum(losses) / len(losses) if losses else None
     if trainer.eval_dataset is not None:
         metrics |= _evaluated_now(trainer) or trainer.evaluate()
     trainer.save_model(config.output_dir)
@@ -297,7 +359,12 @@ def finish(trainer: Trainer, *, stage: str, parent: str | None, data: dict, extr
 
 
 def _evaluated_now(trainer: Trainer) -> dict:
-    """The held-out metrics of the last step, where `--eval_strategy` has just measured them."""
+    """The held-out metrics of the last step, where `--eval_strategy` has just measured them.
+
+    None with `--load_best_model_at_end`: then another model than that of the last step is there.
+    """
+    if trainer.args.load_best_model_at_end:
+        return {}
     rows = [row for row in trainer.state.log_history if row["step"] == trainer.state.global_step]
     return next(({k: v for k, v in row.items() if k.startswith("eval_")} for row in rows if "eval_runtime" in row), {})
 
@@ -324,7 +391,9 @@ def _throughput(trainer: Trainer, runtime: float) -> dict:
 def _tell(summary: dict) -> None:
     wanted = ("train_loss", "eval_loss", "eval_perplexity", "tokens_seen", "tokens_per_second", "padding_share")
     figures = {
-        key: value for key, value in (summary | summary["metrics"]).items() if key in (*wanted, "peak_memory_gib")
+        key: value
+        for key, value in (summary | summary["metrics"]).items()
+        if key in (*wanted, "peak_memory_gib") and value is not None
     }
     logger.info("done: %s", ", ".join(f"{key} {value:,.4g}" for key, value in figures.items()))
 

@@ -140,6 +140,67 @@ def test_red_flags_lead_to_an_urgent_notice_that_stands_first(network):
     assert not stream.state.urgent
 
 
+URGENT = {  # as people say it: persons in passing, conditions, other verbs' denials, what another clause ends
+    "我昨天拉黑便，今天在家里晕倒了。": "black_stool_fainting",
+    "我胸口疼，一直吃阿托伐他汀，今天出了一身冷汗。": "heart_attack_sweating",
+    "大姨妈推迟了十天，小肚子疼，下面出血。": "ectopic_bleeding",
+    "我对不起家人，不想活了。": "self_harm",
+    "要是没有我大家会更好": "self_harm",
+    "如果死了就解脱了": "self_harm",
+    "怀孕8周，和老公同房后下面出血，小肚子疼。": "pregnancy_bleeding",
+    "我爸胸口疼，自己开车去医院，出了一身冷汗。": "heart_attack_sweating",
+    "每次爬楼都会出现胸口疼，还出冷汗": "heart_attack_exertion",
+    "没走几步就胸口疼，出冷汗": "heart_attack_exertion",
+    "拉黑便，动不动就晕倒": "black_stool_fainting",
+    "拉黑便，还没到医院就晕倒了": "black_stool_fainting",
+    "吃了海鲜没多久就喘不上气，浑身起风团": "anaphylaxis_breathing",
+    "不知道怎么突然左边手脚没劲": "stroke_arm",
+    "不知道为什么胸口疼，还出冷汗": "heart_attack_sweating",
+    "昨晚胸口疼我没注意，今天出了一身冷汗": "heart_attack_sweating",
+    "早上吐了两次，现在胸口压得慌，不吐了。": "heart_attack_crushing",
+    "血糖降到2.1了，人叫不醒": "low_sugar_confused",
+    "发烧三天，血压降到70/40": "sepsis_pressure",
+}
+
+
+@pytest.fixture(scope="module")
+def shipped(root) -> Network:
+    return Network.load(root / "data" / "causal")
+
+
+@pytest.mark.parametrize(("said", "flag"), URGENT.items())
+def test_red_flags_in_everyday_words(shipped, said, flag):
+    assert flag in [one.id for one in CausalStream(shipped).hear(said).urgent]
+
+
+def test_a_red_flag_may_be_of_two_turns_and_two_persons(shipped):
+    stream = CausalStream(shipped)
+    stream.hear("昨晚和同事喝酒，今天拉黑便。")
+    assert [flag.id for flag in stream.hear("我刚才晕倒了。").urgent] == ["black_stool_fainting"]
+    stream = CausalStream(shipped)
+    assert "heart_attack_sweating" in [flag.id for flag in stream.hear("我爸胸口疼。我看他出冷汗，我也头晕。").urgent]
+
+
+@pytest.mark.parametrize(
+    ("said", "read"),
+    [
+        ("没走几步就喘", [("exertional_breathlessness", "present")]),
+        ("I don't smoke and have chest pain", [("smoking", "absent"), ("chest_pain", "present")]),
+        ("还在拉肚子，不吐了", [("diarrhoea", "present"), ("vomiting", "absent")]),
+        ("头还疼，不烧了", [("headache", "present"), ("fever", "absent")]),
+        ("没有咳嗽，就是头晕", [("cough", "absent"), ("dizziness", "present")]),
+        ("我没有胸痛，不发烧", [("chest_pain", "absent"), ("fever", "absent")]),
+        ("有没有发烧我没注意", [("fever", "unknown")]),
+        ("如果发烧怎么办", []),
+        ("会不会有胸痛？", []),
+        ("男，62岁，血红蛋白121g/L", []),  # normal for a woman, low for a man
+        ("血红蛋白108g/L", [("haemoglobin_low", "present")]),
+    ],
+)
+def test_what_a_sentence_says_of_its_findings(shipped, said, read):
+    assert [(one.id, one.state) for one in CausalStream(shipped).hear(said).heard] == read
+
+
 def test_the_evidence_says_causes_reasons_gaps_and_that_it_is_no_diagnosis(network):
     stream = CausalStream(network)
     stream.hear("医生您好，我发烧三天，咳嗽得厉害，不流鼻涕。我抽烟。")

@@ -97,6 +97,16 @@ def test_exam_accuracy(tmp_path, capsys):
     assert "50.00 [15.00, 85.00]" in capsys.readouterr().out
 
 
+def test_several_letters_may_be_a_list_and_several_numbers_are_refused(tmp_path):
+    options = dict.fromkeys("ABC", "肝") | {"B": "肺", "C": "肾"}
+    rows = [{"answer": ["A", "C"], "prediction": f"答案：{said}", "options": options} for said in ("AC", "A")]
+    report = evaluate_metrics.main(["--task", "exam", "--data_file", jsonl(tmp_path / "exam.jsonl", rows)])
+    assert report["exam"]["accuracy"]["value"] == 50
+    two = jsonl(tmp_path / "two.jsonl", [{"answer": ["3", "4"], "prediction": "3"}])
+    with pytest.raises(ValueError, match="two.jsonl:1: answer: expected one, got 2"):
+        evaluate_metrics.main(["--task", "calculation", "--data_file", two])
+
+
 def test_calculation_accuracy_of_two_systems(tmp_path):
     gold = [
         {"answer": 250, "unit": "mg", "tolerance": 0.01},

@@ -20,6 +20,7 @@ from medical_qwen.generation import (
     Journal,
     Request,
     Sampling,
+    describe_files,
     plan_batches,
     read_questions,
     split_thinking,
@@ -530,6 +531,15 @@ def test_a_journal_belongs_to_one_job_and_one_process(tmp_path):
         Journal(tmp_path / "out.jsonl", {"seed": 1, "temperature": 0.5})
     Journal(tmp_path / "out.jsonl", {"seed": 1, "temperature": 0.0}).remove()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_change_in_a_folder_of_a_folder_is_another_job(tmp_path):
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part" / "a.txt").write_text("一")
+    before = describe_files(str(tmp_path))
+    assert describe_files(str(tmp_path)) == before
+    (tmp_path / "part" / "a.txt").write_text("一二")
+    assert describe_files(str(tmp_path)) != before
 
 
 def test_a_file_that_is_no_journal_is_left_alone(tmp_path):

@@ -97,6 +97,8 @@ def test_scores_of_a_row():
         "faithful": 1,
     }
     assert judge(ROW | {"gold": [], "prediction": "资料中没有。"}) == {"refused, without gold": 1}
+    thought = "<think>\n资料中没有直接说，再看[9]。\n</think>\n\n"
+    assert judge(ROW | {"prediction": thought + ROW["prediction"]}) == judge(ROW)
     assert "refused, with gold" not in judge({name: ROW[name] for name in ("gold", "passages")})
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from medical_qwen.evidence import REFUSAL, with_documents
 from medical_qwen.generation import Generator, Request, Sampling, Server
+from medical_qwen.pages.documents import free_name
 from medical_qwen.retrieval import Index, Library
 from medical_qwen.retrieval.citations import Citations, uncited
 from medical_qwen.retrieval.library import smaller
@@ -100,7 +101,7 @@ def test_the_model_reads_the_passages_under_the_prompt_of_evidence(library, engi
     assert found.hits[0].passage.heading == "血压" and found.support >= library.min_support
     passages = [vars(hit.passage) for hit in found.hits]
     assert found.request == Request(with_documents(ask("家里自测血压多少算高血压？").messages, passages), seed=7)
-    assert "[1] facts.md · 血压\n> " in found.request.messages[-1]["content"]
+    assert "[1]\n> facts.md · 血压\n> " in found.request.messages[-1]["content"]
     expected = engine.answer([found.request], GREEDY)[0]
     assert library.answer([ask("家里自测血压多少算高血压？", seed=7)], GREEDY)[0].text == uncited(expected.text)
 
@@ -308,3 +309,12 @@ def test_a_server_answers_from_the_documents(index, engine):
         library, local = Library(index, Server(server.address)), Library(index, engine)
         request = ask("烫伤怎么办？")
         assert library.answer([request], GREEDY)[0].text == local.answer([request], GREEDY)[0].text
+
+
+def test_an_added_file_does_not_take_the_place_of_another_of_its_name(tmp_path):
+    folder, mine, theirs = (tmp_path / name for name in ("library", "mine", "theirs"))
+    for place, text in ((folder, "一"), (mine, "一"), (theirs, "二")):
+        place.mkdir()
+        (place / "指南.md").write_text(text)
+    assert free_name(folder, mine / "指南.md") == folder / "指南.md"  # the same file once more
+    assert free_name(folder, theirs / "指南.md") == folder / "指南 (2).md"

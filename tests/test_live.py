@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from medical_qwen.generation import Generator, Request, Sampling
+from medical_qwen.generation import Generator, Request, Sampling, decoding
 
 QUESTIONS = ("感冒怎么办？", "高血压吃什么药？", "头痛" * 40, "你好", "什么是糖尿病？" * 5, "写一首诗")
 SAMPLINGS = (Sampling(16), Sampling(16, 0.8, 0.9, 1.1), Sampling(8, stop=("，",)))
@@ -101,6 +101,35 @@ def test_an_error_goes_to_whom_it_belongs(generator, alone):
     hook.remove()
     assert text == alone[0].text
     assert "".join(generator.stream(*ASKED[2])) == alone[2].text
+
+
+def test_a_join_that_fails_changes_nothing_for_the_others(generator, alone, monkeypatch):
+    """No memory for the last layer: rows of layers that are joined and of those that are not would not fit."""
+    first, second = generator.stream(*ASKED[0]), generator.stream(*ASKED[4])
+    text, joined = next(iter(first)), []
+    stack = decoding.torch.cat
+
+    def cat(tensors, *args, **kwargs):
+        if len(tensors) == 2 and tensors[0].dim() == 4 and not args and not kwargs:
+            joined.append(0)
+            if len(joined) == 3:
+                raise torch.OutOfMemoryError("out of memory")
+        return stack(tensors, *args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(torch.OutOfMemoryError):
+        patch.setattr(decoding.torch, "cat", cat)
+        next(iter(second))
+    assert len(joined) == 3 and text + "".join(first) == alone[0].text
+
+
+def test_a_row_much_longer_than_the_others_keeps_a_batch_of_its_own(generator, alone, passes, monkeypatch):
+    monkeypatch.setattr(decoding, "MOST_PADDING", 40)
+    streams = [iter(generator.stream(*ASKED[number])) for number in (0, 2)]  # 头痛 forty times
+    texts = ["", ""]
+    for _ in range(40):
+        for number, stream in enumerate(streams):
+            texts[number] += next(stream, "")
+    assert texts == [alone[0].text, alone[2].text] and set(passes) == {1}
 
 
 @pytest.mark.parametrize("architecture", ["mistral", "bloom"])

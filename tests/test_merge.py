@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 import merge_peft_adapter as tool
 
-from medical_qwen.models import attach, load_base, load_tokenizer, resolve
+from medical_qwen.models import attach, load_base, load_tokenizer, resolve, save_atomically
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])
 
@@ -110,6 +110,26 @@ def test_what_cannot_be_merged_is_named(tiny_model, tmp_path):
     (tmp_path / "full" / "file").write_text("mine")
     with pytest.raises(ValueError, match="not empty"):
         tool.merge(str(tmp_path / "sft"), None, tmp_path / "full", None, 1e-4)
+
+
+def test_a_reward_model_is_no_language_model(tiny_model, tmp_path):
+    adapter_on(tiny_model, tmp_path / "rm")
+    settings = json.loads((tmp_path / "rm" / "adapter_config.json").read_text())
+    (tmp_path / "rm" / "adapter_config.json").write_text(json.dumps(settings | {"task_type": "SEQ_CLS"}))
+    with pytest.raises(ValueError, match="reward model"):
+        tool.merge(str(tmp_path / "rm"), None, tmp_path / "merged", None, 1e-4)
+
+
+def test_a_folder_that_another_process_has_made_meanwhile_stays(tmp_path):
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "first").touch()
+
+    class Model:
+        def save_pretrained(self, folder):
+            folder.mkdir()
+
+    save_atomically(Model(), tmp_path / "made")
+    assert [path.name for path in (tmp_path / "made").iterdir()] == ["first"]
 
 
 def test_an_adapter_of_another_base_is_refused(tiny_model, tmp_path):

@@ -145,6 +145,10 @@ def test_journals_of_other_ranks_are_read_and_removed_and_a_stranger_is_refused(
     journal.remove()
     journal.close()
     assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl.journal.old"]
+    listed = Journal(output, job)
+    listed._all = lambda: [tmp_path / "out.jsonl.journal.9"]  # there a moment ago: its rank had nothing to do
+    listed.read_others()
+    listed.close()
     other = Journal(output, {"seed": 2}, 4)
     other.add([0], [answer])
     other.close()

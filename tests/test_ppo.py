@@ -471,6 +471,17 @@ def test_the_first_step_is_on_policy(world, tokenizer, tmp_path):
     assert wanted <= set(first)
 
 
+def test_an_entropy_bonus_holds_against_the_score(world, tokenizer, tmp_path):
+    entropies = []
+    for coef in (0.0, 1.0):
+        trainer = make_trainer(
+            world, tokenizer, tmp_path, held_out=8, max_steps=24, learning_rate=1e-2, entropy_coef=coef
+        )
+        trainer.train()
+        entropies.append(trainer.evaluate()["eval_entropy"])
+    assert entropies[0] < 2.5 and entropies[1] > 3.3  # ln 35 = 3.56 is the most
+
+
 def test_learning_rates_of_their_own(world, tokenizer, tmp_path):
     trainer = make_trainer(world, tokenizer, tmp_path, value_learning_rate=0.5, lr_scheduler_type="constant")
     rates = {id(p): group["lr"] for group in trainer.create_optimizer().param_groups for p in group["params"]}

@@ -309,6 +309,28 @@ def test_invented_rows(tmp_path, row, form, known, record):
     assert report.files[0].format == known
 
 
+def test_a_prompt_keeps_what_its_reward_needs(tmp_path):
+    turn = [{"role": "user", "content": "14.8 kg，15 mg/kg，多少？"}]
+    gold = {
+        "answer": "222",
+        "unit": "mg",
+        "tolerance": 0.01,
+        "evidence": ["15 mg/kg"],
+        "options": {"A": "1", "B": "2"},
+    }
+    records, _ = read(tmp_path, "prompt", {"prompt": turn, **gold})
+    assert records == [{"prompt": turn, **gold}]
+
+
+def test_a_question_and_its_answer_keep_the_turns_before(tmp_path):
+    row = {"system": "只用英语回答。", "history": [["咳嗽？", "Rest."]], "question": "发烧呢？", "answer": "Drink."}
+    said = ["只用英语回答。", "咳嗽？", "Rest.", "发烧呢？", "Drink."]
+    (record,), _ = read(tmp_path, "conversation", row)
+    assert [turn["content"] for turn in record["messages"]] == said
+    (record,), _ = read(tmp_path, "prompt", row)
+    assert [turn["content"] for turn in record["prompt"]] == said[:-1] and record["answer"] == "Drink."
+
+
 def test_tool_calls_in_every_spelling(tmp_path):
     function = {"name": "w", "arguments": {"city": "北京"}}
     encoded = {"name": "w", "arguments": json.dumps(function["arguments"])}

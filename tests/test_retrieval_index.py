@@ -173,6 +173,24 @@ def test_an_interrupted_update_can_still_be_searched(tmp_path, docs, monkeypatch
     assert top(index, "骨折") == ["骨折后应当固定。"]
 
 
+def test_a_reader_that_has_not_searched_yet_finds_what_it_opened(tmp_path, docs):
+    index = build(tmp_path, docs)
+    reader = Index.open(tmp_path / "index")
+    (docs / "骨折.txt").write_text("骨折后应当固定。", "utf-8")
+    index.update([docs], progress=False)
+    assert top(reader, "停药") == ["按时服药，不要自行停药。"] and top(reader, "骨折") == []
+
+
+def test_questions_during_an_update_are_answered_from_before(tmp_path, docs, monkeypatch):
+    build(tmp_path, docs)
+    index, seen = Index.open(tmp_path / "index"), []
+    (docs / "骨折.txt").write_text("骨折后应当固定。", "utf-8")
+    append = index._append
+    monkeypatch.setattr(index, "_append", lambda *args: (append(*args), seen.append(top(index, "停药"))))
+    index.update([docs], progress=False)
+    assert seen == [["按时服药，不要自行停药。"]] and top(index, "骨折") == ["骨折后应当固定。"]
+
+
 def test_an_index_moves_with_its_documents(tmp_path, docs):
     build(tmp_path, docs)
     moved = tmp_path / "elsewhere"

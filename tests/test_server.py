@@ -108,6 +108,14 @@ def test_a_long_conversation_loses_its_oldest_turns_and_a_long_question_its_begi
             remote.stream(ask("你好"), Sampling(3000))
 
 
+def test_a_server_whose_tokenize_is_another_one_is_not_asked_to_count(engine, monkeypatch):
+    with serving(engine) as server:
+        remote = Server(server.address)
+        monkeypatch.setattr(remote._client, "post", lambda *args, **kwargs: {"tokens": []})  # as llama.cpp answers
+        assert remote.measure([ask("头痛怎么办？")], Sampling(8)) == [6]
+        assert remote.answer([ask("头痛怎么办？")], Sampling(8)) == engine.answer([ask("头痛怎么办？")], Sampling(8))
+
+
 def test_what_is_wrong_with_a_server_is_said(engine, server):
     with pytest.raises(ValueError, match=r"--api_base: expected an address such as http://127\.0\.0\.1:8000/v1"):
         Server("127.0.0.1:8000")

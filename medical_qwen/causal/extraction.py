@@ -27,6 +27,9 @@ class Mention:
     severity: str | None = None  # mild, moderate, severe
 
 
+ALWAYS_HEARD = {"self_harm_thoughts"}  # a wish in the conditional is the wish: 要是没有我大家会更好
+
+
 class Extractor:
     """Reads findings and risks of one network out of text."""
 
@@ -134,25 +137,36 @@ def _state(
             after = after[: start - one.end] + "、" + after[end - one.end :]
     cue, tail = _cue(before), re.sub(r"^(?:[、和或及与跟\s]|以及)+", "", after)
     if wording.UNASKED.search(before):
-        known = not (wording.UNKNOWN.search(before) or wording.AFTER_UNKNOWN.match(tail))
+        known = not (wording.UNKNOWN.search(before + tail) or wording.AFTER_UNKNOWN.match(tail))
         return None if known else "unknown"
-    if wording.ASKED.search(before) and not (cue and cue[0] == "unknown"):
-        return None
-    if re.match(r"会不会|能不能", tail):
+    if one.id not in ALWAYS_HEARD and _only_asked(text, before, tail, clause[1]) and not (cue and cue[0] == "unknown"):
         return None
     if one.state == "unknown" or wording.AFTER_UNKNOWN.match(tail):
         return "unknown"
-    if one.state == "absent" or wording.AFTER_ABSENT.match(tail) or wording.GONE.match(following.strip()):
+    words, gone = text[one.start : one.end], wording.GONE.match(following.strip())
+    if gone and gone["verb"]:
+        gone = any(char in words for char in wording.VERBS.get(gone["verb"], gone["verb"]))
+    if one.state == "absent" or wording.AFTER_ABSENT.match(tail) or gone:
         return "absent"
     if cue is None:
         return "absent" if carry == "absent" and not wording.LIST.sub("", before) else "present"
-    kind, words = cue
+    kind, cue_words = cue
     if kind in ("present", "unknown"):
         return kind
-    near = before[before.rfind(words) + len(words) :]
-    if words.endswith("不") and len(wording.LIST.sub("", near)) > 2:
+    if cue_words.endswith("没") and before.endswith("没") and re.match("走?[几两]步", words):
+        return "present"  # 没走几步就喘
+    near = before[before.rfind(cue_words) + len(cue_words) :]
+    if cue_words.endswith("不") and len(wording.LIST.sub("", near)) > 2:
         return "present"  # 不 denies what stands right behind it
     return "absent" if len(wording.LIST.sub("", near)) <= 12 else "present"
+
+
+def _only_asked(text: str, before: str, tail: str, end: int) -> bool:
+    """Whether a clause that ends at `end` asks, fears or supposes a finding instead of stating it."""
+    asks = text[end : end + 1] in ("？", "?") or wording.QUESTION.search(tail)
+    return bool(
+        wording.ASKED.search(before) or (asks and wording.OPEN.search(before)) or re.match(r"会不会|能不能", tail)
+    )
 
 
 def _severity(text: str, one: Mention, mine: list[Mention], clause: tuple[int, int]) -> str | None:

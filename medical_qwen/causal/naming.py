@@ -200,13 +200,13 @@ class Names:
 
     def _measured(self, text: str) -> Iterator[Naming]:
         for pattern, ranges in values.MEASURES:
-            known = [(name, low, high) for name, low, high in ranges if name in self._ids]
+            known = [(name, low, high) for name, low, high in ranges if name in self._ids or not name]
             for hit in pattern.finditer(text) if known else ():
                 number = float(f"{hit['a']}.{hit.groupdict().get('b') or 0}")
                 inside = [name for name, low, high in known if low <= number < high]
                 if inside:
-                    yield from (Naming(name, "present", *hit.span()) for name in inside)
-                elif known[0][0] not in values.NEVER_DENIED:
+                    yield from (Naming(name, "present", *hit.span()) for name in inside if name)
+                elif known[0][0] and known[0][0] not in values.NEVER_DENIED:
                     yield Naming(known[0][0], "absent", *hit.span())
 
     def _unvalued(self, text: str) -> Iterator[Naming]:

@@ -24,6 +24,7 @@ class State:
     heard: tuple[Mention, ...]  # in this turn, with spans in `text`
     subject: str  # patient: who speaks is who is ill; relative: they ask for somebody else
     evidence: Evidence  # of all turns so far, on the subject
+    others: frozenset[str]  # present findings of anybody else
     unsure: frozenset[str]  # asked for, but the patient does not know
     details: dict[str, Mention]  # the last mention of every finding and risk of the subject
     posterior: Posterior
@@ -42,7 +43,8 @@ class CausalStream:
 
     A statement overrides what was said of the same finding before. What relatives have is read, and not taken for the
     patient's own; but where the first complaints are a relative's alone (孩子烧到40度，抽了两分钟), the talk is about
-    the relative from then on, and 还吐了 of a later turn is theirs.
+    the relative from then on, and 还吐了 of a later turn is theirs. Urgent is what anybody in the talk has: whose a
+    finding is can be misread, and a false alarm costs less than a missed one.
 
     `language`, zh or en, is that of the words that come back; by default that of the first turn.
     """
@@ -106,6 +108,8 @@ class CausalStream:
             own = [*_answered(text, answer_to), *own]
         details = dict(before.details) if before else {}
         details.update({one.id: one for one in own})
+        others = frozenset(one.id for one in mentions if one.who != subject and one.state == "present")
+        others |= before.others if before else frozenset()
         told = {state: frozenset(i for i, one in details.items() if one.state == state) for state in
                 ("present", "absent", "unknown")}  # fmt: skip
         evidence = Evidence(told["present"], told["absent"])
@@ -120,13 +124,14 @@ class CausalStream:
             text=text,
             heard=(*(one for one in own if one not in mentions), *mentions),
             subject=subject,
+            others=others,
             evidence=evidence,
             unsure=told["unknown"],
             details=details,
             posterior=infer(self.network, evidence),
             questions=tuple(gain for gain in worth if not is_test[gain.id])[:ASKED],
             examination=next((gain for gain in worth if is_test[gain.id]), None),
-            urgent=tuple(flag for flag in self.network.red_flags if flag.findings <= evidence.present),
+            urgent=tuple(flag for flag in self.network.red_flags if flag.findings <= evidence.present | others),
             unread=tuple(_unread(text, mentions)),
         )
 

@@ -6,7 +6,8 @@ the rest. Where two units are in use, each has a range of its own, as the number
 
 import re
 
-_NEAR = r"[^，、。；！？,;!?\d病史药差降]{0,8}?"  # what may stand between a quantity and its value
+# What may stand between a quantity and its value: 血糖降到2.1, but not 血糖降了2.1.
+_NEAR = r"(?:[^，、。；！？,;!?\d病史药差降]|降(?=[到至为])){0,8}?"
 _DECIMAL = r"(?P<a>\d{1,5})(?:\.(?P<b>\d+))?(?![\d+/]|\.\d|[^，。；,;]{0,3}[/每]\s*hp)"
 _WHOLE = r"(?P<a>\d{2,3})(?!\d)"
 _WARMTH = (
@@ -27,7 +28,7 @@ def _value(words: str, number: str = _DECIMAL, unit: str = "") -> re.Pattern[str
 
 
 # How a quantity is written, [(id, at least, below)]; ids that a network lacks are skipped. A value outside says that
-# the (first) finding is absent.
+# the (first) finding is absent. Without an id: a range that says neither.
 _FEVER = (("fever", 37.3, 46),)
 _PRESSURE = (("high_blood_pressure", 140, 400), ("low_blood_pressure", 0, 90))
 _AGE = (("age_over_65", 65, 125),)
@@ -58,7 +59,8 @@ MEASURES = (
     (_value("中性粒?细胞?(?:百分比|比例|比率)?|neut", _DECIMAL, r"\s*%"), (("white_cells_raised", 75.1, 101),)),
     (_value("c反应蛋白|(?:hs-?)?crp"), (("white_cells_raised", 10, 999),)),  # mg/L
     (_value("(?<!糖化)血红蛋白|血色素|hb|hgb"),
-     (("haemoglobin_low", 2, 11.5), ("haemoglobin_low", 20, 115))),  # g/dL, g/L
+     (("haemoglobin_low", 2, 11.5), ("haemoglobin_low", 20, 115), ("", 11.5, 13), ("", 115, 130))),  # g/dL, g/L; a
+    # man's should be 130 g/L
     (_value("促甲状腺激素|tsh"), (("tsh_high", 4.5, 999), ("tsh_low", 0, 0.27))),  # mIU/L
     (_value("(?<!尿)尿酸值?|ua"), (("uric_acid_raised", 7.1, 20), ("uric_acid_raised", 420, 5000))),  # mg/dL, µmol/L
     (_value("(?<!尿)淀粉酶|amy|amylase"), (("lipase_raised", 136, 99_999),)),  # U/L

@@ -10,21 +10,26 @@ import re
 SENTENCE = re.compile(r"[。！？!?；;\n]|(?<![\d.])\.(?=\s|$)")
 CLAUSE = re.compile(r"[，,：:]")
 TURN = re.compile(
-    r"但是?|可是|不过|只是|只有|就是|倒是|却|反而|而是|仍|依然|还是|还有|\bbut\b|\bexcept\b|\bhowever\b", re.I
+    r"但是?|可是|不过|只是|只有|就|倒是|却|反而|而是|仍|依然|还是|还有|\bbut\b|\bexcept\b|\bhowever\b"
+    r"|\band (?:i )?(?:have|had|am|get|got)\b",
+    re.I,
 )
 LIST = re.compile(r"[\s、和或及与跟、/]|以及|还有|或者|也|和|\b(?:or|and|nor)\b", re.I)
 
 # --- is it there -----------------------------------------------------------------------------------------------------
 
+_WHY = r"(?!(?:是|到底)?(?:为(?:什么|啥|何)|怎么|咋|啥原因|什么原因))"  # 不知道为什么胸口疼: it does hurt
 _UNKNOWN = (
-    r"(?:不太?|说不|也不)(?:清楚|知道|确定|好说)|不记得|记不清|说不(?:好|清|上来)|没(?:有)?(?:注意|留意|量|测"
-    r"|查|数|在意)|不好说|不晓得"
+    rf"(?:不太?|说不|也不)(?:清楚|知道|确定|好说){_WHY}|不记得|记不清|说不(?:好|清|上来)|没(?:有)?(?:注意|留意|量|测"
+    rf"|查|数|在意)|不好说|不晓得{_WHY}"
     r"|\b(?:not sure|(?:do(?:n't| not)|did(?:n't| not)) know|unsure|can't tell)\b"
 )
 UNKNOWN = re.compile(_UNKNOWN, re.I)
 # Before a finding. The first alternative that matches decides, so the longer ways of saying something come first.
 BEFORE = re.compile(
-    r"(?P<present>(?:也|倒|又)?不是没有?|并非没有?|不能说没有?|不是不|没有不|差不多|不知不觉|止不住"
+    r"(?P<present>(?:也|倒|又)?不是没有?|并非没有?|不能说没有?|不是不|没有不|差不多|不知不觉|止不住|动不动"
+    r"|(?:不太?|没)(?:清楚|知道|晓得|想到|料到)(?=(?:是|到底)?(?:为(?:什么|啥|何)|怎么|咋|啥原因|什么原因))"
+    r"|没(?:过)?(?:多久|一会儿?|几(?:天|分钟|步)|走[几两]步)"
     r"|不(?:光|仅|但|只|停|断|时|得不|是很|久|由|自觉|小心|一会)"
     r"|忍不住|控制不住)"
     rf"|(?P<unknown>{_UNKNOWN})"
@@ -50,28 +55,38 @@ AFTER_ABSENT = re.compile(
 )
 AFTER_UNKNOWN = re.compile(
     r"(?:的)?(?:情况|这个|这些)?(?:我|倒是?|就|也|还|都|真的?|有没有|不太?|是否)*(?:不太?(?:清楚|知道|确定"
-    r"|好说)|说不(?:好|清|上来)|没(?:有)?(?:注意|留意|量|测|查)过?"
+    r"|好说)|说不(?:好|清|上来)|没(?:有)?(?:量|测|查)过?"
     r"|记不清|不记得|不晓得|\b(?:not sure|unknown|don't know)\b)",
     re.I,
 )
 GONE = re.compile(
-    r"^(?:症状)?(?:已经?|现在|也|都|就|早就|[昨今前](?:天|晚|早)起?)*(?:好了|消失了?|没了|退了|停了|缓解了|止住了|不(?:疼|痛|烧|咳|晕"
-    r"|吐|拉)了|正常了|没事了)"
+    r"^(?:症状)?(?:已经?|现在|也|都|就|早就|[昨今前](?:天|晚|早)起?)*(?:好了|消失了?|没了|退了|停了|缓解了|止住了"
+    r"|不(?P<verb>疼|痛|烧|咳|晕|吐|拉)了|正常了|没事了)"
 )
+VERBS = {
+    "疼": "疼痛",
+    "痛": "疼痛",
+    "烧": "烧热度℃",
+    "晕": "晕眩",
+    "吐": "吐呕",
+    "拉": "拉泻",
+}  # 不吐了 ends no headache
 # A question, a fear or a condition states nothing: "could it be …?", "what if …".
 ASKED = re.compile(
-    r"会不会|是不是|算不算|会是|这是不?是?|难道|怕是|怕(?:得|有|会)|担心|怀疑|会(?:引起|导致|造成|变成|得|有"
-    r"|出现)|如果|要是|假如|万一|预防|防止|"
+    r"会不会|是不是|算不算|会是|这是不?是?|难道|怕是|怕(?:得|有|会)|担心|怀疑|会(?:引起|导致|造成|变成|得)"
+    r"|(?:如果|要是|假如|万一)(?!.*[就都总])|预防|防止|"
     r"能不能|可不可以|什么是|\b(?:could (?:it|this) be|is (?:it|this)|if|worried about|afraid of)\b",
     re.I,
 )
+OPEN = re.compile(r"会(?:有|出现)")  # a question only where one ends: 爬楼会出现胸痛 states it
+QUESTION = re.compile(r"[吗么]\s*$")
 UNASKED = re.compile(r"有没有|是否|有无|([\u4e00-\u9fff])没\1|\bwhether\b", re.I)
 
 # --- whose -----------------------------------------------------------------------------------------------------------
 
 _BLOOD = (
-    "妈妈?|母亲|爸爸?|父亲|父母|爸妈|爷爷|奶奶|外公|外婆|姥姥|姥爷|哥哥?|弟弟?|姐姐?|妹妹?|叔叔?|伯父|舅舅?"
-    "|姑姑?|姨妈?|"
+    "(?<!大姨)妈妈?|母亲|爸爸?|父亲|父母|爸妈|爷爷|奶奶|外公|外婆|姥姥|姥爷|哥哥?|弟弟?|姐姐?|妹妹?|叔叔?|伯父|舅舅?"
+    "|姑姑?|(?<!大)姨妈?|"
     "祖父|祖母|兄弟|姐妹|儿子|女儿|孩子|宝宝|娃"
 )
 _OTHERS = (
@@ -79,7 +94,8 @@ _OTHERS = (
     "|亲戚|别人"
 )
 RELATIVE = re.compile(
-    rf"(?:我家?|俺)?(?:的)?(?:{_BLOOD}|{_OTHERS})|家族|家里(?:有人|面有人|人)?|(?<!其)[他她]"
+    rf"(?<![和跟与同陪给为怕])(?<!对不起)(?<!拖累)(?<!连累)(?<!拖累了)(?<!连累了)(?:我家?|俺)?(?:的)?"
+    rf"(?:{_BLOOD}|{_OTHERS})|家族|家里(?:面有人|有人|人)|(?<!其)(?<![和跟与同陪给为怕])[他她](?!汀)"
     r"|\bmy (?:mother|mom|mum|father|dad|brother|sister|grand(?:mother|father|ma|pa)|son|daughter|wife|husband"
     r"|child|parents?|"
     r"colleagues?|friends?|uncle|aunt)\b",
@@ -88,7 +104,7 @@ RELATIVE = re.compile(
 BLOOD = re.compile(
     rf"{_BLOOD}|家族|家里|\b(?:mother|mom|mum|father|dad|brother|sister|grand\w+|parents?|uncle|aunt)\b", re.I
 )
-SELF = re.compile(r"我(?!家|们家)|本人|自己|患者|病人|\b(?:i|myself|patient)\b", re.I)
+SELF = re.compile(r"我(?!家|们家)|本人|患者|病人|\b(?:i|myself|patient)\b", re.I)
 
 # --- how bad ---------------------------------------------------------------------------------------------------------
 

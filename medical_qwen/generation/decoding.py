@@ -13,6 +13,7 @@ from medical_qwen.generation.interface import Answer, Sampling
 from medical_qwen.generation.text import TextStream
 
 GREEDY_BELOW = 1e-5  # a lower temperature would overflow the logits
+MOST_PADDING = 16_384  # positions in a batch: more of them cost more than a batch of its own for the long row
 
 
 class Prompt(NamedTuple):
@@ -108,12 +109,19 @@ class Batch:
 
     @torch.inference_mode()
     def join(self, other: "Batch") -> bool:
-        """Take in the rows of a batch that has made a step, too. False for caches that do not keep every position."""
+        """Take in the rows of a batch that has made a step, too.
+
+        False, and nothing has changed, for caches that do not keep every position and for rows of too unlike length.
+        """
         layers = list(zip(self._cache.layers, other._cache.layers, strict=True))
         if not all(type(mine) is type(theirs) is DynamicLayer for mine, theirs in layers):
             return False
         starts = [int(batch._mask.any(0).int().argmax()) for batch in (self, other)]  # columns of padding alone go
-        width = max(batch._mask.shape[1] - start for batch, start in zip((self, other), starts, strict=True))
+        widths = [batch._mask.shape[1] - start for batch, start in zip((self, other), starts, strict=True)]
+        width = max(widths)
+        padding = sum((width - own) * len(batch.rows) for batch, own in zip((self, other), widths, strict=True))
+        if padding > MOST_PADDING:
+            return False
 
         def stacked(parts: tuple[torch.Tensor, torch.Tensor], width: int, dim: int) -> torch.Tensor:
             """The two, each without its first columns and padded on the left to `width` along `dim`."""
@@ -123,14 +131,18 @@ class Batch:
                 fitted.append(pad(part, (0, 0) * (part.dim() - 1 - dim) + (width - part.shape[dim], 0)))
             return torch.cat(fitted)
 
-        for mine, theirs in layers:
-            mine.keys = stacked((mine.keys, theirs.keys), width - 1, 2)  # the last token is not in the cache yet
-            mine.values = stacked((mine.values, theirs.values), width - 1, 2)
+        cached = [  # the last token is not in the cache yet
+            [stacked((getattr(mine, name), getattr(theirs, name)), width - 1, 2) for name in ("keys", "values")]
+            for mine, theirs in layers
+        ]
+        seen = None
         if self._seen is not None or other._seen is not None:
-            self._seen = torch.cat([batch._seen_or_nothing() for batch in (self, other)])
-        self._mask = stacked((self._mask, other._mask), width, 1)
-        self._ids = torch.cat([self._ids, other._ids])
-        self.rows = [*self.rows, *other.rows]
+            seen = torch.cat([batch._seen_or_nothing() for batch in (self, other)])
+        mask, ids = stacked((self._mask, other._mask), width, 1), torch.cat([self._ids, other._ids])
+        # Only now, with all memory there: half a join would end the answers of all rows.
+        for (mine, _), (keys, values) in zip(layers, cached, strict=True):
+            mine.keys, mine.values = keys, values
+        self._seen, self._mask, self._ids, self.rows = seen, mask, ids, [*self.rows, *other.rows]
         return True
 
     def _seen_or_nothing(self) -> torch.Tensor:

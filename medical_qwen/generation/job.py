@@ -5,6 +5,7 @@ Which rows share a batch is planned over the whole file, so that a continued job
 the same floats as an undisturbed one. Each rank has a journal of its own; all of them are read at the start.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -67,8 +68,9 @@ class Journal:
     def read_others(self) -> None:
         """Take in what the other ranks have written by now, those of an earlier run too."""
         for path in self._all():
-            if path != self.path:
-                self._read(path, path.read_bytes())
+            with contextlib.suppress(FileNotFoundError):  # a rank that had nothing to do takes its own away
+                if path != self.path:
+                    self._read(path, path.read_bytes())
 
     def _all(self) -> list[Path]:
         named = re.compile(re.escape(self._first.name) + r"(\.\d+)?")
@@ -303,14 +305,15 @@ def _line(row: dict) -> bytes:
 
 
 def describe_files(*paths: str | None) -> dict[str, str]:
-    """What tells files from other ones: the hash of a file's bytes, or of a directory's names, sizes and times."""
+    """What tells files from other ones: the hash of a file's bytes, or of a folder's names, sizes and times."""
     found = {}
     for path in filter(None, paths):
         digest = hashlib.sha256()
         if Path(path).is_file():
             digest.update(Path(path).read_bytes())
-        for file in sorted(Path(path).glob("*")):
+        for file in sorted(Path(path).rglob("*")):
             stat = file.stat()
-            digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+            if file.is_file():
+                digest.update(f"{file.relative_to(path)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
         found[path] = digest.hexdigest()[:16]
     return found

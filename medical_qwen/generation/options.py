@@ -141,7 +141,7 @@ def load_engine(args: argparse.Namespace, merge: bool = True) -> Engine:
 def describe_engine(args: argparse.Namespace) -> dict:
     """What of the flags an answer depends on, and the state of the model's files: for a job's journal."""
     if args.api_base:
-        return {"api_base": args.api_base, "api_model": args.api_model}
+        return {"api_base": args.api_base, "api_model": Server(args.api_base, args.api_model, args.api_key).model}
     from medical_qwen.models import resolve
 
     lineage = resolve(args.base_model, args.lora_model)

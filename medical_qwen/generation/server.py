@@ -192,9 +192,10 @@ class Server:
                     cast_to=dict[str, object],
                 )
         except _NotThereError:
-            self._counts_tokens = False
-            return None
-        return found["count"]
+            found = {}
+        count = found.get("count")  # llama.cpp has a /tokenize of another form
+        self._counts_tokens = isinstance(count, int)
+        return count if self._counts_tokens else None
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

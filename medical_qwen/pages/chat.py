@@ -78,6 +78,7 @@ class Chat:
 
         self.engine, self.base, self.preference_file, self.network = engine, base, preference_file, network
         self.language, self.state = language, gr.State(Conversation())
+        self.here: dict[str, Conversation] = {}  # by Gradio's name of the tab
         look = {"min_width": 280, "height": "calc(100dvh - 276px)", "min_height": 340, "buttons": ["copy"]}
         with gr.Row(elem_id="chats"):
             self.bot = words(
@@ -120,8 +121,8 @@ class Chat:
         file = html.escape(str(self.preference_file))
         words(gr.Markdown, value=Text(*(text.format(file) for text in THUMBS)), elem_id="kept")
 
-    def connect(self) -> None:
-        """Let questions, buttons and thumbs do what they say."""
+    def connect(self, page: Any) -> None:
+        """Let questions, buttons and thumbs of this chat in `page` do what they say."""
         import gradio as gr
 
         quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
@@ -141,6 +142,15 @@ class Chat:
         def judge_other(conversation: Conversation, language: str, event: gr.LikeData) -> None:
             self.judge(conversation, language, event.index, event.liked, other=True)
 
+        def come(conversation: Conversation, request: gr.Request) -> None:
+            self.here[request.session_hash] = conversation
+
+        def leave(request: gr.Request) -> None:
+            # Gradio, too, ends the answer to a tab that was closed, but not if that happens while it sends a piece.
+            self.here.pop(request.session_hash, Conversation()).running = None
+
+        page.load(come, self.state, None, **quick)
+        page.unload(leave)
         who = [self.state, self.language]
         settings = [self.system, self.temperature, self.top_p, self.longest, self.penalty, self.compare]
         for asked in (
@@ -152,7 +162,8 @@ class Chat:
             asked.success(
                 self.answer, [*who, *settings], [self.bot, self.other, self.status, self.aside],
                 concurrency_id="answers", show_progress="minimal", api_visibility="private",
-            ).then(self.rest, self.state, self.box, **quick)  # fmt: skip
+                trigger_mode="multiple",  # a question that comes while an answer is written ends that one
+            ).then(self.rest, self.state, self.box, trigger_mode="multiple", **quick)  # fmt: skip
         self.box.stop(self.stop, self.state, self.box, **quick)
         self.bot.undo(self.undo, who, drawn, **quick)
         gr.on([self.clear.click, self.bot.clear], self.forget, self.state, drawn, **quick)
@@ -216,10 +227,10 @@ class Chat:
         """Write the answer to the last question. Ends at once where it was stopped while it stood in line."""
         import gradio as gr
 
-        mine = conversation.running
-        if mine is None:
+        if conversation.running is None:
             yield (gr.skip(),) * 4
             return
+        mine = conversation.running = object()  # of two that stood in line the later one takes over
         turn, number, began = conversation.turns[-1], len(conversation.turns) - 1, time.monotonic()
         if turn.system != (system := stripped(system or "")):
             turn.system, turn.votes = system, {}
@@ -231,13 +242,17 @@ class Chat:
             sampling = Sampling(int(longest), temperature, top_p, penalty)
             streams = [engine.stream(request, sampling) for engine in engines]
             for texts in follow(streams, lambda: conversation.running is mine):
-                turn.answer, turn.other = [*texts, ""][:2]
+                if conversation.running in (mine, None):  # a newer answer may be to the same question
+                    turn.answer, turn.other = [*texts, ""][:2]
                 yield *self._drawn(conversation, language), "", gr.skip()
         except ValueError as error:
             raise gr.Error(html.escape(str(error)), print_exception=False) from error
         finally:
+            newer = conversation.running not in (mine, None)
             if conversation.running is mine:
                 conversation.running = None
+        if newer:
+            return
         turn.votes = {text: None for text in (turn.answer, turn.other) if text} | turn.votes
         told = note(streams[0].answer, time.monotonic() - began, language)
         yield *self._drawn(conversation, language), told, self.beside(conversation, streams[0])
@@ -301,5 +316,6 @@ class Chat:
 
 def note(answer: Answer, seconds: float, language: str) -> str:
     """One line on an answer: tokens, time, and what was cut."""
-    told = WRITTEN.said(language).format(answer.completion_tokens, seconds) + ENDS[answer.finish_reason].said(language)
+    end = ENDS.get(answer.finish_reason, ENDS["stop"])  # servers know more reasons
+    told = WRITTEN.said(language).format(answer.completion_tokens, seconds) + end.said(language)
     return told + TRUNCATED.said(language) * answer.truncated

@@ -43,7 +43,7 @@ def documents_page(library: Library, folder: Path, preference_file: str, network
                 words(gr.Markdown, value=SHARED, elem_id="kept")
                 with words(gr.Accordion, label=Text("设置", "Settings"), open=False):
                     chat.settings(words)
-        chat.connect()
+        chat.connect(page)
 
         def add(paths: list[str], spoken: str) -> tuple:
             return None, added(library, folder, paths, spoken)
@@ -52,11 +52,18 @@ def documents_page(library: Library, folder: Path, preference_file: str, network
     return page
 
 
+def free_name(folder: Path, path: Path) -> Path:
+    """Where a file goes: another user's one of the same name stays, beside it comes `name (2)`."""
+    names = (path.name, *(f"{path.stem} ({number}){path.suffix}" for number in range(2, 1000)))
+    places = (folder / name for name in names)
+    return next(place for place in places if not place.exists() or place.read_bytes() == path.read_bytes())
+
+
 def added(library: Library, folder: Path, paths: list[str], language: str) -> str:
     """Put files into the library; says what it holds now, and which files could not be read and why."""
     folder.mkdir(parents=True, exist_ok=True)
-    for path in paths:
-        shutil.copyfile(path, folder / Path(path).name)
+    for path in map(Path, paths):
+        shutil.copyfile(path, free_name(folder, path))
     update = library.index.update([folder], progress=False)
     skipped = [SKIPPED.said(language).format(Path(name).name, problem) for name, problem in update.skipped]
     return "\n\n".join(map(html.escape, [HELD.said(language).format(len(library.index)), *skipped]))

@@ -66,6 +66,9 @@ class PPOConfig(VLLMSwitches, TrainingArguments):
     vf_coef: float = field(
         default=0.1, metadata={"help": "Weight of the value loss (as against the policy loss = 1)."}
     )
+    entropy_coef: float = field(
+        default=0.0, metadata={"help": "Weight of the policy's entropy, in nats per token, as a bonus."}
+    )
     gamma: float = field(default=1.0, metadata={"help": "Discount per token."})
     lam: float = field(default=0.95, metadata={"help": "Lambda of generalized advantage estimation."})
     whiten_rewards: bool = field(default=False, metadata={"help": "Scale token rewards to variance 1 per rollout."})
@@ -115,6 +118,8 @@ class PPOConfig(VLLMSwitches, TrainingArguments):
         for name in ("temperature", "max_completion_length", "cliprange", "cliprange_value", "kl_horizon", "max_kl"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"--{name}: expected more than 0, got {getattr(self, name)}")
+        if self.entropy_coef < 0:
+            raise ValueError(f"--entropy_coef: expected at least 0, got {self.entropy_coef}")
         for name in ("gamma", "lam"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"--{name}: expected 0 to 1, got {getattr(self, name)}")

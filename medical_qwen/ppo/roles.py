@@ -142,7 +142,7 @@ class PPOModel(nn.Module):
 
         def piece(hidden: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
             logits = head(hidden)
-            entropy = (token_entropy(logits.detach(), temperature),) if with_entropy else ()
+            entropy = (token_entropy(logits, temperature),) if with_entropy else ()
             return token_logprobs(logits, tokens, temperature), *entropy
 
         size = max(1, LOGITS_AT_A_TIME // self.config.vocab_size)

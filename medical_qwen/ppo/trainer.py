@@ -180,16 +180,19 @@ class PPOTrainer(Trainer):
         return layout | numbers | {"share": share}
 
     def _policy_loss(self, model: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """The clipped surrogate less the entropy bonus (Schulman et al., arXiv 1707.06347, eq. 9)."""
+        bonus, entropy = self.args.entropy_coef, 0.0
+        places = [batch[name] for name in ("input_ids", "rows", "columns", "tokens")]
         with self.accelerator.autocast():
-            new = model(
-                batch["input_ids"], batch["rows"], batch["columns"], batch["tokens"], temperature=self.args.temperature
-            )
+            new = model(*places, temperature=self.args.temperature, with_entropy=bonus > 0)
+        if bonus:
+            new, entropy = new
         loss, clipped = losses.clipped_surrogate(new, batch["logprobs"], batch["advantages"], self.args.cliprange)
         moved = losses.kl_estimate(batch["logprobs"], new.detach(), "k3")
         self._sums[0] += loss.detach().sum() * batch["share"]
         self._sums[2] += clipped.sum() * batch["share"]
         self._sums[4] += moved.sum() * batch["share"]
-        return loss.sum() * batch["share"]
+        return (loss - bonus * entropy).sum() * batch["share"]
 
     def _value_loss(self, model: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
         with self.accelerator.autocast():

@@ -327,7 +327,8 @@ def _prompt(row: Row) -> Row:
     if gold is None and column:
         gold = text_of(row, column)
     messages = from_openai(row[_column(row, ("prompt",), "a list of messages")], "prompt")
-    return {"prompt": messages, "answer": None if gold is None else str(gold), "tools": tools_of(row)}
+    answer = None if gold is None else str(gold)
+    return {"prompt": messages, "answer": answer, "options": _options(row), "tools": tools_of(row)} | _gold(row)
 
 
 def _gold(row: Row) -> Row:
@@ -354,7 +355,7 @@ def _question_answer(row: Row) -> Row:
         question = f"{title}\n{question}".strip()
     answer = _first(row, ANSWERS)
     pair = {"question": question, "answer": _one_text(row, answer) if answer else None}
-    return pair | {"documents": documents_of(row)} | _gold(row)
+    return pair | {"before": [*_system(row), *_history(row)], "documents": documents_of(row)} | _gold(row)
 
 
 def _one_text(row: Row, column: str) -> str:

@@ -158,13 +158,14 @@ def _qa_of_prompt(draft: Record, repairs: Repairs) -> Record:
 def _conversation_of_qa(draft: Record, repairs: Repairs) -> Record:
     pair = _qa(draft, repairs)
     turns = [{"role": "user", "content": pair["question"]}, {"role": "assistant", "content": pair["answer"]}]
-    return {"messages": with_documents(turns, draft.get("documents"))}
+    return _conversation({**draft, "messages": [*draft.get("before", ()), *turns]}, repairs)
 
 
 def _prompt_of_qa(draft: Record, repairs: Repairs) -> Record:
     if not draft["question"]:
         raise BadRecord("question", "text", "an empty one")
-    prompt = with_documents([{"role": "user", "content": draft["question"]}], draft.get("documents"))
+    messages = [*draft.get("before", ()), {"role": "user", "content": draft["question"]}]
+    prompt = with_documents(_open_prompt(messages, repairs), draft.get("documents"))
     return draft | {"prompt": prompt, "answer": draft["answer"] or None}
 
 

@@ -77,9 +77,11 @@ def _cache_root() -> Path:
 
 
 def _key(args: DataArguments, form: str, seed: int, train: list[Source], validation: list[Source]) -> str:
-    """Of everything that the result depends on: content, options, this package's own code."""
+    """Of everything that the result depends on: content, options, this package's own code and the prompt of passages."""
     options = {name: value for name, value in asdict(args).items() if name != "show_samples"}
-    code = [hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(Path(__file__).parent.glob("*.py"))]
+    here = Path(__file__).parent
+    modules = [*sorted(here.glob("*.py")), here.parent / "evidence.py"]
+    code = [hashlib.sha256(file.read_bytes()).hexdigest() for file in modules]
     files = [[(source.name, source.sha256) for source in part] for part in (train, validation)]
     return hashlib.sha256(json.dumps([options, form, seed, files, code], default=str).encode()).hexdigest()[:32]
 

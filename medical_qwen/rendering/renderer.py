@@ -79,13 +79,19 @@ class Renderer:
         self, messages: Sequence[Message], tools: list[dict] | None = None, max_length: int | None = None
     ) -> list[int]:
         """Ids of the conversation up to and with the header of the answer to come, at most `max_length` of them."""
-        built, _, _ = shorten(messages, max_length, lambda kept: [self._render(kept, tools, generation=True)])
+        return self.fit_prompt(messages, max_length, tools)[0]
+
+    def fit_prompt(
+        self, messages: Sequence[Message], max_length: int | None, tools: list[dict] | None = None
+    ) -> tuple[list[int], Truncation]:
+        """`prompt`, and what it lost: first the oldest exchanges, then the beginning of the question."""
+        built, dropped, cut = shorten(messages, max_length, lambda kept: [self._render(kept, tools, generation=True)])
         ids = built[0].input_ids
         if max_length is not None and len(ids) > max_length:
             raise ValueError(
                 f"max_length {max_length} is too short: template and system prompt alone take {len(ids)} tokens"
             )
-        return ids
+        return ids, Truncation(len(exchanges(messages)[1]), dropped, len(ids) + cut, cut)
 
     def fit(
         self, messages: Sequence[Message], max_length: int | None, tools: list[dict] | None = None

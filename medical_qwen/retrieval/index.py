@@ -1,6 +1,6 @@
 """An index of documents: build it, keep it up to date, search it.
 
-index = Index.build("outputs/index", ["data/rag"], Encoder("BAAI/bge-small-zh-v1.5"))
+index = Index.build("outputs/index", ["data/rag/documents"], Encoder("BAAI/bge-small-zh-v1.5"))
 for hit in index.search("高血压患者能吃党参吗？", k=5):
     print(hit.score, hit.passage.file, hit.passage.page, hit.passage.text)
 """
@@ -149,8 +149,11 @@ class Index:
         begun, published = time.perf_counter(), self.state
         with self.store.writing():
             try:
+                if self.state.update:
+                    self._opened()  # while this runs, questions are answered from what there is now
                 before = self.store.read()
-                self.state = self.store.read("progress.json") or before or self.state
+                # A state of its own: this one changes, `before` stays as readers know it.
+                self.state = self.store.read("progress.json") or self.store.read() or self.state
                 self._check()
                 update, files = self._plan([Path(path) for path in paths])
                 update.new_passages = self._ingest(files, progress)

@@ -8,6 +8,7 @@ out with its citations checked. Where no passage supports an answer it says so, 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 
+from medical_qwen.answers import strip_thinking
 from medical_qwen.evidence import REFUSAL, asked, with_documents
 from medical_qwen.generation import Answer, Engine, Request, Sampling, Stream
 from medical_qwen.retrieval.citations import Citations, uncited
@@ -174,7 +175,7 @@ class Library:
         """What a row of a file tells beside its answer: query, support, passages with scores, citations."""
         found = self.look_up(request, sampling)
         citations = Citations(len(found.hits) if found.request else 0)
-        citations.push(answer.text)
+        citations.push(strip_thinking(answer.text))
         passages = [
             {**asdict(hit.passage), "score": hit.score, "words": hit.words, "cosine": hit.cosine} for hit in found.hits
         ]
