@@ -203,7 +203,7 @@ def load_base(
 def merged_directory(lineage: Lineage, auto_class: type = AutoModelForCausalLM, **source) -> str:
     """A directory with the lineage merged into one model, made once and kept in the cache folder.
 
-    One process of a machine makes it, the others wait for it. `source`: `revision` and `trust_remote_code` of the root.
+    One process of a machine makes it, the others wait. `source`: the root's `revision` and `trust_remote_code`.
     """
     digest = hashlib.sha256(f"{lineage.root} {source.get('revision') or 'main'}".encode())
     for adapter in lineage.adapters:

@@ -289,8 +289,8 @@ def tokenize_prompts(
     cut = sum(tokens > 0 for tokens in encoded["prompt_tokens_cut"])
     if cut > most * len(rows):
         raise ValueError(
-            f"--max_prompt_length {max_length} is too short: {cut} of {len(rows)} questions would lose their beginning "
-            f"(at most {most:.0%} is allowed)"
+            f"--max_prompt_length {max_length} is too short: {cut} of {len(rows)} questions would lose their "
+            f"beginning (at most {most:.0%} is allowed)"
         )
     ids = encoded.select_columns("prompt_ids")
     return concatenate_datasets([rows, ids], axis=1), report.total | {"rows": len(rows), "questions_cut": cut}

@@ -103,7 +103,7 @@ def test_several_letters_may_be_a_list_and_several_numbers_are_refused(tmp_path)
     report = evaluate_metrics.main(["--task", "exam", "--data_file", jsonl(tmp_path / "exam.jsonl", rows)])
     assert report["exam"]["accuracy"]["value"] == 50
     two = jsonl(tmp_path / "two.jsonl", [{"answer": ["3", "4"], "prediction": "3"}])
-    with pytest.raises(ValueError, match="two.jsonl:1: answer: expected one, got 2"):
+    with pytest.raises(ValueError, match=r"two\.jsonl:1: answer: expected one, got 2"):
         evaluate_metrics.main(["--task", "calculation", "--data_file", two])
 
 

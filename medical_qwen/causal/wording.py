@@ -63,14 +63,8 @@ GONE = re.compile(
     r"^(?:症状)?(?:已经?|现在|也|都|就|早就|[昨今前](?:天|晚|早)起?)*(?:好了|消失了?|没了|退了|停了|缓解了|止住了"
     r"|不(?P<verb>疼|痛|烧|咳|晕|吐|拉)了|正常了|没事了)"
 )
-VERBS = {
-    "疼": "疼痛",
-    "痛": "疼痛",
-    "烧": "烧热度℃",
-    "晕": "晕眩",
-    "吐": "吐呕",
-    "拉": "拉泻",
-}  # 不吐了 ends no headache
+# What 不…了 may end, by a character of its words: 不吐了 ends no headache.
+VERBS = {"疼": "疼痛", "痛": "疼痛", "烧": "烧热度℃", "晕": "晕眩", "吐": "吐呕", "拉": "拉泻"}
 # A question, a fear or a condition states nothing: "could it be …?", "what if …".
 ASKED = re.compile(
     r"会不会|是不是|算不算|会是|这是不?是?|难道|怕是|怕(?:得|有|会)|担心|怀疑|会(?:引起|导致|造成|变成|得)"

@@ -77,7 +77,7 @@ def _cache_root() -> Path:
 
 
 def _key(args: DataArguments, form: str, seed: int, train: list[Source], validation: list[Source]) -> str:
-    """Of everything that the result depends on: content, options, this package's own code and the prompt of passages."""
+    """Of everything that the result depends on: content, options, this package's code and the prompt of passages."""
     options = {name: value for name, value in asdict(args).items() if name != "show_samples"}
     here = Path(__file__).parent
     modules = [*sorted(here.glob("*.py")), here.parent / "evidence.py"]
