@@ -33,7 +33,14 @@ import torch
 import torch.distributed as dist
 from datasets import Dataset, concatenate_datasets
 from datasets.fingerprint import Hasher
-from transformers import HfArgumentParser, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    HfArgumentParser,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.trainer_callback import ExportableState
 from transformers.utils import logging as hf_logging
 
@@ -103,6 +110,7 @@ def _start(config: TrainingArguments) -> None:
         import deepspeed  # ZeRO-3 counts the ranks while the model loads, so they must have met before
 
         deepspeed.init_distributed(dist_backend="gloo", verbose=False)
+    set_seed(config.seed)  # fresh weights and new embedding rows are random
     last = last_complete_checkpoint(Path(config.output_dir), config.world_size)
     asked = config.resume_from_checkpoint
     if asked and str(asked).lower() in ("true", "auto", "last"):

@@ -479,7 +479,7 @@ def test_an_entropy_bonus_holds_against_the_score(world, tokenizer, tmp_path):
         )
         trainer.train()
         entropies.append(trainer.evaluate()["eval_entropy"])
-    assert entropies[0] < 2.5 and entropies[1] > 3.3  # ln 35 = 3.56 is the most
+    assert entropies[1] > max(entropies[0] + 0.3, 3.3)  # ln 35 = 3.56 is the most
 
 
 def test_learning_rates_of_their_own(world, tokenizer, tmp_path):

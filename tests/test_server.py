@@ -111,8 +111,9 @@ def test_a_long_conversation_loses_its_oldest_turns_and_a_long_question_its_begi
 def test_a_server_whose_tokenize_is_another_one_is_not_asked_to_count(engine, monkeypatch):
     with serving(engine) as server:
         remote = Server(server.address)
-        monkeypatch.setattr(remote._client, "post", lambda *args, **kwargs: {"tokens": []})  # as llama.cpp answers
-        assert remote.measure([ask("头痛怎么办？")], Sampling(8)) == [6]
+        with monkeypatch.context() as patch:
+            patch.setattr(remote._client, "post", lambda *args, **kwargs: {"tokens": []})  # as llama.cpp answers
+            assert remote.measure([ask("头痛怎么办？")], Sampling(8)) == [6]
         assert remote.answer([ask("头痛怎么办？")], Sampling(8)) == engine.answer([ask("头痛怎么办？")], Sampling(8))
 
 

@@ -294,8 +294,8 @@ def test_prompts_that_are_cut_are_counted_and_too_many_stop_the_run(tiny_model, 
     encoded, lost = tokenize_prompts(rows, renderer, config, 64)
     assert [len(ids) <= 64 for ids in encoded["prompt_ids"]] == [True] * 4 and lost["questions_cut"] == 1
     assert lost["prompt_tokens_cut"] == len(renderer.prompt(rows[1]["prompt"])) - len(encoded[1]["prompt_ids"])
-    with pytest.raises(ValueError, match="--max_prompt_length 24 is too short: 2 of 4 questions"):
-        tokenize_prompts(rows.map(lambda row, n: row if n else rows[1], with_indices=True), renderer, config, 24)
+    with pytest.raises(ValueError, match="--max_prompt_length 64 is too short: 2 of 4 questions"):
+        tokenize_prompts(Dataset.from_list([rows[n] for n in (0, 1, 1, 2)]), renderer, config, 64)
 
 
 @pytest.fixture(scope="module")

@@ -78,7 +78,7 @@ class Chat:
 
         self.engine, self.base, self.preference_file, self.network = engine, base, preference_file, network
         self.language, self.state = language, gr.State(Conversation())
-        self.here: dict[str, Conversation] = {}  # by Gradio's name of the tab
+        self.answered: dict[str, Conversation] = {}  # by Gradio's name of the tab
         look = {"min_width": 280, "height": "calc(100dvh - 276px)", "min_height": 340, "buttons": ["copy"]}
         with gr.Row(elem_id="chats"):
             self.bot = words(
@@ -142,14 +142,14 @@ class Chat:
         def judge_other(conversation: Conversation, language: str, event: gr.LikeData) -> None:
             self.judge(conversation, language, event.index, event.liked, other=True)
 
-        def come(conversation: Conversation, request: gr.Request) -> None:
-            self.here[request.session_hash] = conversation
+        def answer(conversation: Conversation, language: str, tab: gr.Request, *settings: Any) -> Iterator[tuple]:
+            self.answered[tab.session_hash] = conversation
+            yield from self.answer(conversation, language, *settings)
 
-        def leave(request: gr.Request) -> None:
+        def leave(tab: gr.Request) -> None:
             # Gradio, too, ends the answer to a tab that was closed, but not if that happens while it sends a piece.
-            self.here.pop(request.session_hash, Conversation()).running = None
+            self.answered.pop(tab.session_hash, Conversation()).running = None
 
-        page.load(come, self.state, None, **quick)
         page.unload(leave)
         who = [self.state, self.language]
         settings = [self.system, self.temperature, self.top_p, self.longest, self.penalty, self.compare]
@@ -160,7 +160,7 @@ class Chat:
             self.bot.edit(edit, who, drawn, **spoken),
         ):
             asked.success(
-                self.answer, [*who, *settings], [self.bot, self.other, self.status, self.aside],
+                answer, [*who, *settings], [self.bot, self.other, self.status, self.aside],
                 concurrency_id="answers", show_progress="minimal", api_visibility="private",
                 trigger_mode="multiple",  # a question that comes while an answer is written ends that one
             ).then(self.rest, self.state, self.box, trigger_mode="multiple", **quick)  # fmt: skip
