@@ -62,7 +62,7 @@ def build(engine, base, preference_file: str, network: Network | None):
                 chat = Chat(words, language, engine, base, preference_file, GREETING, EXAMPLES, network)
             with gr.Column(scale=1, min_width=260):
                 chat.settings(words)
-        chat.connect(page)
+        chat.connect()
     return page
 
 

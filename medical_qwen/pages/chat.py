@@ -78,7 +78,6 @@ class Chat:
 
         self.engine, self.base, self.preference_file, self.network = engine, base, preference_file, network
         self.language, self.state = language, gr.State(Conversation())
-        self.answered: dict[str, Conversation] = {}  # by Gradio's name of the tab
         look = {"min_width": 280, "height": "calc(100dvh - 276px)", "min_height": 340, "buttons": ["copy"]}
         with gr.Row(elem_id="chats"):
             self.bot = words(
@@ -121,8 +120,8 @@ class Chat:
         file = html.escape(str(self.preference_file))
         words(gr.Markdown, value=Text(*(text.format(file) for text in THUMBS)), elem_id="kept")
 
-    def connect(self, page: Any) -> None:
-        """Let questions, buttons and thumbs of this chat in `page` do what they say."""
+    def connect(self) -> None:
+        """Let questions, buttons and thumbs do what they say."""
         import gradio as gr
 
         quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
@@ -142,15 +141,6 @@ class Chat:
         def judge_other(conversation: Conversation, language: str, event: gr.LikeData) -> None:
             self.judge(conversation, language, event.index, event.liked, other=True)
 
-        def answer(conversation: Conversation, language: str, tab: gr.Request, *settings: Any) -> Iterator[tuple]:
-            self.answered[tab.session_hash] = conversation
-            yield from self.answer(conversation, language, *settings)
-
-        def leave(tab: gr.Request) -> None:
-            # Gradio, too, ends the answer to a tab that was closed, but not if that happens while it sends a piece.
-            self.answered.pop(tab.session_hash, Conversation()).running = None
-
-        page.unload(leave)
         who = [self.state, self.language]
         settings = [self.system, self.temperature, self.top_p, self.longest, self.penalty, self.compare]
         for asked in (
@@ -160,7 +150,7 @@ class Chat:
             self.bot.edit(edit, who, drawn, **spoken),
         ):
             asked.success(
-                answer, [*who, *settings], [self.bot, self.other, self.status, self.aside],
+                self.answer, [*who, *settings], [self.bot, self.other, self.status, self.aside],
                 concurrency_id="answers", show_progress="minimal", api_visibility="private",
                 trigger_mode="multiple",  # a question that comes while an answer is written ends that one
             ).then(self.rest, self.state, self.box, trigger_mode="multiple", **quick)  # fmt: skip

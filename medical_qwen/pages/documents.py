@@ -43,7 +43,7 @@ def documents_page(library: Library, folder: Path, preference_file: str, network
                 words(gr.Markdown, value=SHARED, elem_id="kept")
                 with words(gr.Accordion, label=Text("设置", "Settings"), open=False):
                     chat.settings(words)
-        chat.connect(page)
+        chat.connect()
 
         def add(paths: list[str], spoken: str) -> tuple:
             return None, added(library, folder, paths, spoken)
