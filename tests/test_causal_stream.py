@@ -191,6 +191,9 @@ def test_a_red_flag_may_be_of_two_turns_and_two_persons(shipped):
         ("没有咳嗽，就是头晕", [("cough", "absent"), ("dizziness", "present")]),
         ("我没有胸痛，不发烧", [("chest_pain", "absent"), ("fever", "absent")]),
         ("有没有发烧我没注意", [("fever", "unknown")]),
+        ("否认就诊前有胸痛", [("chest_pain", "absent")]),
+        ("不知道有没有糖尿病", [("known_diabetes", "unknown")]),
+        ("孩子发烧三天，没有抽筋", [("fever", "present"), ("seizure", "absent")]),
         ("如果发烧怎么办", []),
         ("会不会有胸痛？", []),
         ("男，62岁，血红蛋白121g/L", []),  # normal for a woman, low for a man

@@ -106,7 +106,8 @@ def _cue(before: str) -> tuple[str, str] | None:
     if not cues:
         return None
     last = cues[-1]
-    if wording.TURN.search(before, last.end()) or re.search(r"(?<!没)(?<!还)有(?!没|无)", before[last.end() :]):
+    has = re.search(r"(?<!没)(?<!还)有(?!没|无)", before[last.end() :]) and not wording.CARRIES.match(last[0])
+    if has or wording.TURN.search(before, last.end()):
         return None
     return last.lastgroup or "", last[0]
 
@@ -136,14 +137,15 @@ def _state(
         elif start >= one.end:
             after = after[: start - one.end] + "、" + after[end - one.end :]
     cue, tail = _cue(before), re.sub(r"^(?:[、和或及与跟\s]|以及)+", "", after)
-    if wording.UNASKED.search(before):
+    words = text[one.start : one.end]
+    if wording.UNASKED.search(before + "有" * words.startswith("有")):
         known = not (wording.UNKNOWN.search(before + tail) or wording.AFTER_UNKNOWN.match(tail))
         return None if known else "unknown"
     if one.id not in ALWAYS_HEARD and _only_asked(text, before, tail, clause[1]) and not (cue and cue[0] == "unknown"):
         return None
     if one.state == "unknown" or wording.AFTER_UNKNOWN.match(tail):
         return "unknown"
-    words, gone = text[one.start : one.end], wording.GONE.match(following.strip())
+    gone = wording.GONE.match(following.strip())
     if gone and gone["verb"]:
         gone = any(char in words for char in wording.VERBS.get(gone["verb"], gone["verb"]))
     if one.state == "absent" or wording.AFTER_ABSENT.match(tail) or gone:

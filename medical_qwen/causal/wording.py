@@ -10,7 +10,7 @@ import re
 SENTENCE = re.compile(r"[。！？!?；;\n]|(?<![\d.])\.(?=\s|$)")
 CLAUSE = re.compile(r"[，,：:]")
 TURN = re.compile(
-    r"但是?|可是|不过|只是|只有|就|倒是|却|反而|而是|仍|依然|还是|还有|\bbut\b|\bexcept\b|\bhowever\b"
+    r"但是?|可是|不过|只是|只有|就(?![诊医])|倒是|却|反而|而是|仍|依然|还是|还有|\bbut\b|\bexcept\b|\bhowever\b"
     r"|\band (?:i )?(?:have|had|am|get|got)\b",
     re.I,
 )
@@ -88,7 +88,7 @@ _OTHERS = (
     "|亲戚|别人"
 )
 RELATIVE = re.compile(
-    rf"(?<![和跟与同陪给为怕])(?<!对不起)(?<!拖累)(?<!连累)(?<!拖累了)(?<!连累了)(?:我家?|俺)?(?:的)?"
+    rf"(?<![和跟与同陪给为怕])(?<![和跟与同陪给为怕]我)(?<![和跟与同陪给为怕]我的)(?<!对不起)(?<!拖累)(?<!连累)(?<!拖累了)(?<!连累了)(?:我家?|俺)?(?:的)?"
     rf"(?:{_BLOOD}|{_OTHERS})|家族|家里(?:面有人|有人|人)|(?<!其)(?<![和跟与同陪给为怕])[他她](?!汀)"
     r"|\bmy (?:mother|mom|mum|father|dad|brother|sister|grand(?:mother|father|ma|pa)|son|daughter|wife|husband"
     r"|child|parents?|"
