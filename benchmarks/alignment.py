@@ -60,11 +60,11 @@ def commands(options: argparse.Namespace) -> dict[str, list[str]]:
             "ppo_training.py", *model, "--train_file_dir", str(Path(options.output) / "prompts.jsonl"),
             "--validation_file_dir", str(Path(options.output) / "held_out_prompts.jsonl"),
             "--reward_model_path", str(Path(options.output) / "rm"),
-            "--max_prompt_length", "128", "--max_completion_length", "32", "--per_device_train_batch_size", "8",
-            "--gradient_accumulation_steps", "4", "--num_ppo_epochs", "2", "--max_steps", "60", "--learning_rate",
-            "2e-4", "--value_learning_rate", "5e-4", "--lr_scheduler_type", "constant", "--lam", "1.0",
-            "--target_kl", str(TARGET_KL), "--kl_horizon", "200", "--kl_coef", "0.05",
-            "--per_device_eval_batch_size", "16", *each, "--eval_steps", "20", "--seed", str(seed),
+            "--max_prompt_length", "128", "--max_completion_length", "24", "--per_device_train_batch_size", "16",
+            "--gradient_accumulation_steps", "8", "--num_ppo_epochs", "2", "--max_steps", "24", "--learning_rate",
+            "3e-4", "--value_learning_rate", "5e-4", "--lr_scheduler_type", "constant", "--lam", "1.0",
+            "--target_kl", str(TARGET_KL), "--kl_horizon", "200", "--kl_coef", "0.02", "--rollout_batch_size", "128",
+            "--per_device_eval_batch_size", "16", *each, "--eval_steps", "8", "--seed", str(seed),
         ]  # fmt: skip
     return found
 
@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("--questions", default=str(questions), help="of PPO")
     parser.add_argument("--output", default=str(ROOT / "outputs" / "alignment"))
     parser.add_argument("--longest", type=int, default=640)
-    parser.add_argument("--longest_prompt", type=int, default=40)
+    parser.add_argument("--longest_prompt", type=int, default=20)
     parser.add_argument("--only", nargs="+", help="names of runs")
     options = parser.parse_args()
     select(options)
