@@ -17,10 +17,10 @@
     问题：<the question as it was asked>
 
 Passages are data that strangers wrote, and so are the names of their files and headings. Every line of theirs begins
-with `> `, so that none can start a passage, a
-question or a rule. Numbers in square brackets and marks such as <|im_end|>, </s> or [INST] get full-width brackets:
-the numbers of the prompt stay the only ones, and a server that would take the marks for its own control tokens (the
-renderer of this project never does) sees ordinary text. Characters that are invisible are left out.
+with `> `, so that none can start a passage, a question or a rule. Numbers in square brackets and marks such as
+<|im_end|>, </s> or [INST] get full-width brackets: the numbers of the prompt stay the only ones, and a server that
+would take the marks for its own control tokens (the renderer of this project never does) sees ordinary text.
+Characters that are invisible are left out.
 """
 
 import re
