@@ -27,7 +27,8 @@ from medical_qwen.arguments import DataArguments, ModelArguments
 from medical_qwen.models import load_for_training, tokenizer_for_training
 from medical_qwen.records import load_splits
 from medical_qwen.rendering import Renderer
-from medical_qwen.training import Measured, drop_unfit, finish, parse, prepare, run
+from medical_qwen.tokens import drop_unfit, prepare
+from medical_qwen.training import Measured, finish, parse, run
 
 METHODS = ("dpo", "kto", "orpo", "simpo", "cpo")
 

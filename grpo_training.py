@@ -30,7 +30,8 @@ from medical_qwen.records import load_splits
 from medical_qwen.rendering import Renderer
 from medical_qwen.rewards import REWARDS, Reward, load_reward
 from medical_qwen.scoring import Judge, RewardModel
-from medical_qwen.training import finish, parse, run, tokenize_prompts
+from medical_qwen.tokens import tokenize_prompts
+from medical_qwen.training import finish, parse, run
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,8 @@ from medical_qwen.models import resolve, tokenizer_for_training, whole_directory
 from medical_qwen.ppo import PPOConfig, PPOTrainer, from_endpoint, load_ppo_model
 from medical_qwen.records import load_splits
 from medical_qwen.rendering import Renderer
-from medical_qwen.training import finish, parse, run, tokenize_prompts
+from medical_qwen.tokens import tokenize_prompts
+from medical_qwen.training import finish, parse, run
 
 
 def main(argv: list[str] | None = None) -> dict:

@@ -22,7 +22,8 @@ from medical_qwen.arguments import DataArguments, ModelArguments
 from medical_qwen.models import load_for_training, load_from_config, tokenizer_for_training
 from medical_qwen.records import load_splits
 from medical_qwen.rendering.encoding import Encoder, Span
-from medical_qwen.training import Measured, finish, parse, prepare, run, show_rows
+from medical_qwen.tokens import prepare, show_rows
+from medical_qwen.training import Measured, finish, parse, run
 
 
 @dataclass

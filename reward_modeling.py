@@ -29,7 +29,8 @@ from medical_qwen.models import absolute, load_for_training, merged_directory, r
 from medical_qwen.records import load_splits
 from medical_qwen.rendering import Renderer
 from medical_qwen.scoring import pair_report
-from medical_qwen.training import Measured, drop_unfit, finish, parse, prepare, run
+from medical_qwen.tokens import drop_unfit, prepare
+from medical_qwen.training import Measured, finish, parse, run
 
 logger = logging.getLogger(__name__)
 

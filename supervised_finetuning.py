@@ -21,7 +21,8 @@ from medical_qwen.arguments import DataArguments, ModelArguments
 from medical_qwen.models import load_for_training, tokenizer_for_training
 from medical_qwen.records import load_splits
 from medical_qwen.rendering import Renderer
-from medical_qwen.training import Measured, drop_unfit, finish, parse, prepare, run, show_rows
+from medical_qwen.tokens import drop_unfit, prepare, show_rows
+from medical_qwen.training import Measured, finish, parse, run
 
 
 class Trainer(Measured, SFTTrainer):

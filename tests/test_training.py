@@ -22,7 +22,8 @@ import supervised_finetuning
 from medical_qwen.models import load_base, resolve
 from medical_qwen.perplexity import answer_likelihood
 from medical_qwen.rendering import Renderer
-from medical_qwen.training import WrittenBy, last_complete_checkpoint, parse, tokenize_prompts
+from medical_qwen.tokens import tokenize_prompts
+from medical_qwen.training import WrittenBy, last_complete_checkpoint, parse
 
 ROOT = Path(__file__).resolve().parents[1]
 
