@@ -61,10 +61,10 @@ def commands(options: argparse.Namespace) -> dict[str, list[str]]:
             "--validation_file_dir", str(Path(options.output) / "held_out_prompts.jsonl"),
             "--reward_model_path", str(Path(options.output) / "rm"),
             "--max_prompt_length", "128", "--max_completion_length", "24", "--per_device_train_batch_size", "16",
-            "--gradient_accumulation_steps", "8", "--num_ppo_epochs", "2", "--max_steps", "24", "--learning_rate",
+            "--gradient_accumulation_steps", "8", "--num_ppo_epochs", "2", "--max_steps", "20", "--learning_rate",
             "3e-4", "--value_learning_rate", "5e-4", "--lr_scheduler_type", "constant", "--lam", "1.0",
-            "--target_kl", str(TARGET_KL), "--kl_horizon", "200", "--kl_coef", "0.02", "--rollout_batch_size", "128",
-            "--per_device_eval_batch_size", "16", *each, "--eval_steps", "8", "--seed", str(seed),
+            "--target_kl", str(TARGET_KL), "--kl_horizon", "1000", "--kl_coef", "0.05", "--rollout_batch_size", "128",
+            "--per_device_eval_batch_size", "16", *each, "--eval_steps", "10", "--seed", str(seed),
         ]  # fmt: skip
     return found
 
