@@ -98,7 +98,7 @@ def select(options: argparse.Namespace) -> None:
     tokenizer = AutoTokenizer.from_pretrained(options.model_name_or_path)
 
     def asked(row: dict) -> str:
-        return "".join(turn["value"] for turn in row["conversations"] if turn["from"] == "human")
+        return "".join(turn["value"] for turn in row["conversations"] if turn["from"] != "gpt")
 
     def short(line: str, limit: int, *answers: str) -> bool:
         row = json.loads(line)
