@@ -46,6 +46,7 @@ def main() -> None:
         for _ in range(options.steps):
             for name, side in sides.items():
                 seconds[name].append(side.step())
+                print(f"{name}: {seconds[name][-1]:.2f} s", file=sys.stderr, flush=True)
         memory = {name: side.finish() for name, side in sides.items()}
     ratios = [theirs / mine for mine, theirs in zip(seconds["ours"], seconds["trl"], strict=True)]
     print(f"{'':10}{'seconds per step':>24}{'memory':>14}")

@@ -43,7 +43,7 @@ from medical_qwen.ppo.loading import shared_roles
 from medical_qwen.ppo.rollout import Texts, write_answers
 from medical_qwen.ppo.vllm_rollout import policy_weights
 from medical_qwen.rendering import Renderer
-from medical_qwen.training import last_complete_checkpoint
+from medical_qwen.training import _evaluated_now, last_complete_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -638,7 +638,9 @@ def test_full_training(world, tokenizer, tmp_path):
 def test_evaluation_is_repeatable_and_counts_every_held_out_prompt_once(world, tokenizer, tmp_path):
     trainer = make_trainer(world, tokenizer, tmp_path, held_out=5)
     first, again = trainer.evaluate(), trainer.evaluate()
-    assert first == again
+    taken = first.pop("eval_runtime") + again.pop("eval_runtime")
+    assert first == again and trainer.evaluation_seconds == pytest.approx(taken, abs=1e-3)
+    assert _evaluated_now(trainer)["eval_reward"] == first["eval_reward"]  # the end of a run does not evaluate again
     judged = trainer.experience.judge(list(trainer.eval_dataset), trainer.args.seed, -1, 0)
     assert first["eval_reward"] == pytest.approx(judged.scores.mean().item())
     assert first["eval_response_length"] == pytest.approx(sum(map(len, judged.texts.answers)) / 5)

@@ -216,7 +216,6 @@ def separate_roles(
 ) -> PPOModel:
     """Full training: a model of its own for every role. The value model starts from the reward model if it can."""
     own, head, start = {"reference": reference.requires_grad_(False), "value": value.base_model}, None, None
-    policy.requires_grad_(True)  # merging an adapter leaves the base frozen
     if reward is not None:
         own["reward"], head = reward.trunk("auto").requires_grad_(False), reward.score_head()
         if reward.reads(tokenizer):

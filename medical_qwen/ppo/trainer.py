@@ -15,6 +15,7 @@ import contextlib
 import functools
 import logging
 import math
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -273,12 +274,15 @@ class PPOTrainer(Trainer):
     ) -> dict[str, float]:
         """Answer the held-out prompts, always with the same random numbers, and score the answers."""
         data = self.eval_dataset if eval_dataset is None else eval_dataset
-        ranks, rank = self.args.world_size, self.args.process_index
+        ranks, rank, started = self.args.world_size, self.args.process_index, time.perf_counter()
         each = math.ceil(len(data) / ranks)  # all ranks do the same work; what is too much is not counted
         rows = [data[i % len(data)] for i in range(rank * each, (rank + 1) * each)]
         counted = min(max(len(data) - rank * each, 0), each)
         judged = self.experience.judge(rows, self.args.seed, -1, rank)
         metrics = {f"{metric_key_prefix}_{name}": x for name, x in self.experience.figures(judged, counted).items()}
+        seconds = time.perf_counter() - started
+        self.evaluation_seconds += seconds
+        metrics[f"{metric_key_prefix}_runtime"] = round(seconds, 4)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
