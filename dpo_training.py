@@ -27,7 +27,7 @@ from medical_qwen.arguments import DataArguments, ModelArguments
 from medical_qwen.models import load_for_training, tokenizer_for_training
 from medical_qwen.records import load_splits
 from medical_qwen.rendering import Renderer
-from medical_qwen.tokens import drop_unfit, prepare
+from medical_qwen.tokens import drop_unfit, prepare, show_rows
 from medical_qwen.training import Measured, finish, parse, run
 
 METHODS = ("dpo", "kto", "orpo", "simpo", "cpo")
@@ -175,6 +175,7 @@ def main(argv: list[str] | None = None) -> dict:
         drop_unfit(prepare(part, encode, config, renderer=renderer, max_length=config.max_length), ids="chosen_ids")
         for part in (splits.train, splits.validation)
     )
+    show_rows(train, tokenizer, data_args.show_samples)
     model, adapter = load_for_training(model_args, tokenizer, trust_remote_code=config.trust_remote_code)
     frozen = reference(model_args, config, tokenizer, len(train))
     trainer = trainer_class(

@@ -81,14 +81,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def answered(args: argparse.Namespace) -> Iterator[tuple[str, dict]]:
     """The rows of --data_file with the model's `prediction`, and with the gold answer under its usual name."""
-    from medical_qwen.generation import Generator, Sampling, answer_file, describe_files
+    from medical_qwen.generation import Generator, Sampling, answer_file, describe_files, describe_model
     from medical_qwen.models import resolve
     from medical_qwen.records import stream
 
     [questions] = args.data_file
+    # what has no gold answer is found before hours are spent on it
+    asked = ((read.where, {**read.row, **gold(read.record), "prediction": ""}) for read in stream(questions, "prompt"))
+    read_rows(asked, "prediction", args.reference_field)
     lineage = resolve(args.base_model, args.lora_model)
     job = {name: getattr(args, name) for name in ("base_model", *GENERATION) if name != "prediction_file"}
-    job["files"] = describe_files(questions, lineage.root, *lineage.adapters, args.tokenizer_path)
+    job["files"] = describe_files(questions) | describe_model(lineage.root, *lineage.adapters, args.tokenizer_path)
     load = {name: getattr(args, name) for name in ("tokenizer_path", "template_name", "only_cpu")}
     summary = answer_file(
         questions,
@@ -104,8 +107,11 @@ def answered(args: argparse.Namespace) -> Iterator[tuple[str, dict]]:
     for (record, where, _), (_, row) in zip(
         stream(questions, "prompt"), read_lines(args.prediction_file), strict=True
     ):
-        gold = {name: record[name] for name in ("answer", "options") if record[name] is not None}
-        yield where, {**row, **gold}
+        yield where, {**row, **gold(record)}
+
+
+def gold(record: dict) -> dict:
+    return {name: record[name] for name in ("answer", "options") if record[name] is not None}
 
 
 def described(row: Row | dict) -> dict:

@@ -30,8 +30,8 @@ from medical_qwen.records import load_splits
 from medical_qwen.rendering import Renderer
 from medical_qwen.rewards import REWARDS, Reward, load_reward
 from medical_qwen.scoring import Judge, RewardModel
-from medical_qwen.tokens import tokenize_prompts
-from medical_qwen.training import finish, parse, run
+from medical_qwen.tokens import show_rows, tokenize_prompts
+from medical_qwen.training import SeededOrder, finish, parse, run
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +79,9 @@ class Trainer(GRPOTrainer):
         self._prompt_ids = [row["prompt_ids"] for row in inputs]
         return super()._generate_and_score_completions(inputs)
 
+    def _get_train_sampler(self, *args, **kwargs):
+        return SeededOrder(super()._get_train_sampler(*args, **kwargs), self)
+
     def _tokenize_prompts(self, prompts):
         return self._prompt_ids, None, {}
 
@@ -89,7 +92,9 @@ class IdleGroups(TrainerCallback):
     warned = False
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        idle = (logs or {}).get("frac_reward_zero_std") or 0.0
+        idle = (logs or {}).get("frac_reward_zero_std")
+        if idle is None:  # a log of something else
+            return
         if idle > IDLE_GROUPS and not self.warned:
             logger.warning(
                 "step %d: in %.0f %% of the groups all answers have the same reward, nothing is learned from them. "
@@ -171,6 +176,7 @@ def main(argv: list[str] | None = None) -> dict:
         return tokenize_prompts(rows, renderer, config, reward_args.max_prompt_length)
 
     (train, truncation), (held_out, _) = map(tokenized, (splits.train, splits.validation))
+    show_rows(train, tokenizer, data_args.show_samples)
     model, adapter, base = load_policy(model_args, config, tokenizer, renderer.stop_token_ids)
     trainer = Trainer(
         model=model,

@@ -22,7 +22,7 @@ from medical_qwen.models import resolve, tokenizer_for_training, whole_directory
 from medical_qwen.ppo import PPOConfig, PPOTrainer, from_endpoint, load_ppo_model
 from medical_qwen.records import load_splits
 from medical_qwen.rendering import Renderer
-from medical_qwen.tokens import tokenize_prompts
+from medical_qwen.tokens import show_rows, tokenize_prompts
 from medical_qwen.training import finish, parse, run
 
 
@@ -30,6 +30,10 @@ def main(argv: list[str] | None = None) -> dict:
     model_args, data_args, config = parse(ModelArguments, DataArguments, PPOConfig, argv=argv)
     if config.use_vllm and (model_args.load_in_bits or model_args.use_dora):
         raise ValueError("--use_vllm knows plain LoRA and full training: not --load_in_bits, not --use_dora")
+    if not (config.reward_model_path or config.reward_url):
+        raise ValueError("no reward: give --reward_model_path or --reward_url")
+    if model_args.lora_dropout:
+        raise ValueError("--lora_dropout: PPO runs without dropout, the update has to see the network of the rollout")
     tokenizer = tokenizer_for_training(model_args, config.trust_remote_code)
     renderer = Renderer(tokenizer)
     splits = load_splits(data_args, "prompt", config.seed)
@@ -37,6 +41,7 @@ def main(argv: list[str] | None = None) -> dict:
         tokenize_prompts(part, renderer, config, config.max_prompt_length)
         for part in (splits.train, splits.validation)
     )
+    show_rows(train, tokenizer, data_args.show_samples)
     set_seed(config.seed)  # new adapters start from random numbers
     model = load_ppo_model(model_args, tokenizer, config.reward_model_path, config.trust_remote_code)
     if config.use_vllm:

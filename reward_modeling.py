@@ -29,7 +29,7 @@ from medical_qwen.models import absolute, load_for_training, merged_directory, r
 from medical_qwen.records import load_splits
 from medical_qwen.rendering import Renderer
 from medical_qwen.scoring import pair_report
-from medical_qwen.tokens import drop_unfit, prepare
+from medical_qwen.tokens import drop_unfit, prepare, show_rows
 from medical_qwen.training import Measured, finish, parse, run
 
 logger = logging.getLogger(__name__)
@@ -146,6 +146,7 @@ def main(argv: list[str] | None = None) -> dict:
         drop_unfit(prepare(part, encode, config, renderer=renderer, max_length=config.max_length), ids="chosen_ids")
         for part in (splits.train, splits.validation)
     )
+    show_rows(train, tokenizer, data_args.show_samples)
     set_seed(config.seed)  # the score head starts from random numbers
     model, adapter = load_with_head(model_args, tokenizer, config.trust_remote_code)
     trainer = Trainer(

@@ -5,6 +5,10 @@ set -euo pipefail
 cd "$(dirname "$0")"
 . tools/launch.sh
 
+case " $* " in
+  *" kto "*) ;; # keeps its rows in their order
+  *) set -- --train_sampling_strategy group_by_length "$@" ;;
+esac
 launch dpo_training.py \
   --model_name_or_path "$MODEL" \
   --train_file_dir "${TRAIN:-data/preference}" \

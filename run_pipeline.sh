@@ -5,7 +5,7 @@
 #   bash run_pipeline.sh                                     # the embedded 135M model and data/, on any machine
 #   STAGES="pt sft" bash run_pipeline.sh                     # without alignment
 #   MODEL=Qwen/Qwen3-0.6B OUTPUT=outputs/qwen3 bash run_pipeline.sh
-#   MODEL=my_model bash run_pipeline.sh --train_file_dir my_conversations     # flags go to the fine-tuning
+#   MODEL=my_model OUTPUT=outputs/mine bash run_pipeline.sh --train_file_dir my_conversations   # flags: of the SFT
 #
 # Ends with $OUTPUT/report.md. A run that was stopped goes on where it was when the same command is given again.
 # A GPU goes through all data; on a CPU every stage takes so many steps that all fits into half an hour.
@@ -39,6 +39,12 @@ else
 fi
 BASE="$MODEL"
 mkdir -p "$OUTPUT/answers" "$OUTPUT/scores"
+COMMAND="MODEL=$MODEL STAGES='$STAGES' HELD_OUT=$HELD_OUT bash run_pipeline.sh $*"
+if [ -f "$OUTPUT/command" ] && [ "$(cat "$OUTPUT/command")" != "$COMMAND" ]; then
+  echo "$OUTPUT holds the results of another command, choose another OUTPUT or remove it: $(cat "$OUTPUT/command")" >&2
+  exit 1
+fi
+printf '%s\n' "$COMMAND" >"$OUTPUT/command"
 
 step() { printf '\n=== %s\n' "$*"; }
 wanted() { [[ " $STAGES " == *" $1 "* ]]; }

@@ -10,9 +10,10 @@ those questions for PPO that are at most --longest_prompt tokens.
 * grpo: 24 exam questions with one right option, rewarded for beginning with option letters and for the right one; mean
   reward over the steps. A model of this size cannot know the answers: what it is to do is to learn these by heart.
 * ppo: three seeds against the reward model of `rm`; its score on 256 held-out questions, and the KL, over the steps.
+  For the time of a CPU answers are cut off after 24 tokens: what is scored are beginnings of answers.
 
-Every run is a command that is printed; one that is complete is not run again. Figures and curves go to
-`benchmarks/results/alignment.json` and `alignment.png`.
+Every run is a command that is printed and kept with the figures; one that is complete is not run again. Figures and
+curves go to `benchmarks/results/alignment.json` and `alignment.png`.
 """
 
 import argparse
@@ -34,6 +35,7 @@ QUESTIONS = 24  # of the exam
 HELD_OUT_QUESTIONS = 256
 SEEDS = (1, 2, 3)
 TARGET_KL = 8  # nats per answer
+COMMAND = "command.txt"  # in the folder of a run
 
 
 def commands(options: argparse.Namespace) -> dict[str, list[str]]:
@@ -48,7 +50,7 @@ def commands(options: argparse.Namespace) -> dict[str, list[str]]:
                "--train_sampling_strategy", "group_by_length", *each, "--eval_steps", "20"],
         "dpo": ["dpo_training.py", *model, *pairs, "--max_length", length, "--max_steps", "40",
                 "--per_device_train_batch_size", "4", "--learning_rate", "3e-4", "--lr_scheduler_type", "cosine",
-                "--max_eval_samples", "64", "--beta", "0.1", *each, "--eval_steps", "20"],
+                "--train_sampling_strategy", "group_by_length", "--beta", "0.1", *each, "--eval_steps", "20"],
         "grpo": ["grpo_training.py", *model, "--train_file_dir", str(Path(options.output) / "exam.jsonl"),
                  "--reward_funcs", f"format(format_pattern={FORM!r})", "choice", "--system_prompt", SYSTEM,
                  "--num_generations", "8", "--per_device_train_batch_size", "64", "--temperature", "1.0",
@@ -62,8 +64,8 @@ def commands(options: argparse.Namespace) -> dict[str, list[str]]:
             "--reward_model_path", str(Path(options.output) / "rm"),
             "--max_prompt_length", "128", "--max_completion_length", "24", "--per_device_train_batch_size", "16",
             "--gradient_accumulation_steps", "8", "--num_ppo_epochs", "2", "--max_steps", "20", "--learning_rate",
-            "3e-4", "--value_learning_rate", "5e-4", "--lr_scheduler_type", "constant", "--lam", "1.0",
-            "--target_kl", str(TARGET_KL), "--kl_horizon", "1000", "--kl_coef", "0.05", "--rollout_batch_size", "128",
+            "3e-4", "--value_learning_rate", "5e-4", "--lr_scheduler_type", "cosine", "--lam", "1.0",
+            "--target_kl", str(TARGET_KL), "--kl_horizon", "1000", "--kl_coef", "0.1", "--rollout_batch_size", "128",
             "--per_device_eval_batch_size", "16", *each, "--eval_steps", "10", "--seed", str(seed),
         ]  # fmt: skip
     return found
@@ -83,11 +85,17 @@ def main() -> None:
     select(options)
     for name, command in commands(options).items():
         folder = Path(options.output) / name
-        if (options.only and name not in options.only) or (folder / "run_summary.json").is_file():
+        if options.only and name not in options.only:
             continue
-        command = [sys.executable, *command, "--output_dir", str(folder)]
-        print(shlex.join(command), flush=True)
-        subprocess.run(command, cwd=ROOT, check=True)
+        command = [*command, "--output_dir", str(folder)]
+        told = shlex.join(["python", *command]).replace(f"{ROOT}/", "").replace(str(SHARED), "../shared")
+        if (folder / "run_summary.json").is_file():
+            if (folder / COMMAND).read_text(encoding="utf-8") != told:
+                sys.exit(f"{folder} holds the run of another command: {folder / COMMAND}")
+            continue
+        print(told, flush=True)
+        subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
+        (folder / COMMAND).write_text(told, encoding="utf-8")
     report(Path(options.output))
 
 
@@ -127,7 +135,16 @@ def report(output: Path) -> None:
         path.parent.name: json.loads(path.read_text(encoding="utf-8"))["log_history"]
         for path in sorted(output.glob("*/trainer_state.json"))
     }
-    results = {name: figures(name, history) for name, history in histories.items()}
+    results = {
+        name: {
+            "command": (output / name / COMMAND).read_text(encoding="utf-8"),
+            "git_revision": json.loads((output / name / "run_summary.json").read_text(encoding="utf-8"))[
+                "git_revision"
+            ],
+            **figures(name, history),
+        }
+        for name, history in histories.items()
+    }
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "alignment.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(results, indent=2))

@@ -21,6 +21,19 @@ ALIASES = {
     "--qlora_bits": "--load_in_bits",
 }
 
+# Options of TRL's trainers that would do nothing here, or too late: rows come to them rendered, tokenized and cut.
+WITHOUT_EFFECT = {
+    "--chat_template_path": "--template_name chooses a template",
+    "--chat_template_kwargs": "--template_name chooses a template, qwen3_nothink one without thoughts",
+    "--eos_token": "the end token is that of the tokenizer (--tokenizer_name_or_path)",
+    "--pad_token": "the pad token is that of the tokenizer (--tokenizer_name_or_path)",
+    "--assistant_only_loss": "what the assistant says is learned, nothing else",
+    "--completion_only_loss": "what the assistant says is learned, nothing else",
+    "--dataset_text_field": "the form of a record is found by its columns",
+    "--dataset_kwargs": "the form of a record is found by its columns",
+    "--truncation_mode": "the oldest turns go first",
+}
+
 
 @dataclass
 class ModelArguments:

@@ -53,7 +53,11 @@ def resolve(model: str, adapter: str | None = None) -> Lineage:
 
     Args:
         model: what `--model_name_or_path` or `--base_model` names.
-        adapter: a further adapter on top, directory or hub id (`--lora_model`); its own base must be `model`.
+        adapter: a further adapter on top, directory or hub id (`--lora_model`). The adapters that it was trained on
+            come with it where `model` is the root of both.
+
+    Raises:
+        ValueError: the adapter was trained on other adapters than those of `model`.
     """
     if not is_adapter(model):
         lineage = Lineage(model)
@@ -63,21 +67,36 @@ def resolve(model: str, adapter: str | None = None) -> Lineage:
         lineage = Lineage(below.root, (*below.adapters, model))
     if adapter is None:
         return lineage
-    adapter = _fetched(adapter)
+    adapter = find_adapter(adapter)
+    check_same_base(model, adapter)
+    try:
+        own = resolve(adapter)
+    except (FileNotFoundError, ValueError):  # its base lies elsewhere: the given model is taken for it
+        return Lineage(lineage.root, (*lineage.adapters, adapter))
+    given, trained = (tuple(map(absolute, chain)) for chain in (lineage.adapters, own.adapters))
+    if given == trained[:-1]:
+        return Lineage(lineage.root, own.adapters)
+    if given == trained[: len(given)] and (given or absolute(own.root) == absolute(lineage.root)):
+        logger.info("%s comes with what it was trained on: %s", adapter, " + ".join(own.adapters[:-1]))
+        return own
+    raise ValueError(
+        f"{adapter} was trained on {' + '.join((own.root, *own.adapters[:-1]))}, "
+        f"not on {' + '.join((lineage.root, *lineage.adapters))}: the base to name is {(own.root, *own.adapters)[-2]}"
+    )
+
+
+def find_adapter(adapter: str) -> str:
+    """The directory of an adapter; one that is no path here is taken for a hub id and fetched."""
+    if not (Path(adapter).exists() or Path(adapter).is_absolute() or adapter.startswith(".")):
+        try:
+            adapter = snapshot_download(adapter)
+        except (OSError, ValueError) as error:
+            raise FileNotFoundError(
+                f"{adapter}: no such directory, and the hub has no such adapter ({error})"
+            ) from error
     if not is_adapter(adapter):
         raise FileNotFoundError(f"{adapter}: not an adapter directory, {ADAPTER_CONFIG} is missing")
-    _check_same_base(model, adapter)
-    return Lineage(lineage.root, (*lineage.adapters, adapter))
-
-
-def _fetched(adapter: str) -> str:
-    """The directory of an adapter; one that is no path here is taken for a hub id and fetched."""
-    if Path(adapter).exists() or Path(adapter).is_absolute() or adapter.startswith("."):
-        return adapter
-    try:
-        return snapshot_download(adapter)
-    except (OSError, ValueError) as error:
-        raise FileNotFoundError(f"{adapter}: no such directory, and the hub has no such adapter ({error})") from error
+    return adapter
 
 
 def is_adapter(path: str) -> bool:
@@ -96,7 +115,7 @@ def _base_of(adapter: Path, name: str) -> str:
     raise FileNotFoundError(f"{adapter / ADAPTER_CONFIG}: the base {name} does not exist, nor does {moved}")
 
 
-def _check_same_base(model: str, adapter: str) -> None:
+def check_same_base(model: str, adapter: str) -> None:
     """Refuse an adapter that was trained on other weights than `model` (compared by the weights' fingerprint)."""
     trained_on = read_summary(adapter).get("base_fingerprint")
     given = read_summary(model).get("base_fingerprint") if is_adapter(model) else None
@@ -123,7 +142,10 @@ def refuse_reward_model(path: str) -> None:
 
 
 def fingerprint(model: PreTrainedModel) -> str:
-    """Short hash of a few embedding rows: the same for one base in any precision or quantisation, else different."""
+    """Short hash of a few embedding rows in bfloat16: the same for one base in bfloat16, float32 or quantised.
+
+    Weights in float16 have lost small values, and so have a fingerprint of their own.
+    """
     weight = model.get_input_embeddings().weight
     with gather_params_ctx(weight, modifier_rank=None):  # under ZeRO-3 a rank holds nothing of it
         rows = weight[::997].detach().to(torch.bfloat16).view(torch.int16).cpu()
@@ -266,7 +288,9 @@ def attach(model: PreTrainedModel, adapter: str, trainable: bool = False) -> Pef
         model.resize_token_embeddings(rows)
     expected = read_summary(adapter).get("base_fingerprint")
     if expected and not rows and expected != fingerprint(model):
-        raise ValueError(f"{adapter} is an adapter of another base model than {model.name_or_path}")
+        raise ValueError(
+            f"{adapter} is an adapter of another base model than {model.name_or_path} (float16 copies are others)"
+        )
     return PeftModel.from_pretrained(model, adapter, is_trainable=trainable)
 
 

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from medical_qwen.answers import strip_thinking
 from medical_qwen.metrics import wilson_interval
+from medical_qwen.models import undivided
 from medical_qwen.ppo.loading import RewardCheckpoint
 from medical_qwen.rendering import Renderer
 
@@ -32,6 +34,7 @@ JUDGE_PROMPT = """请你作为严格的医学专家，为下面的回答打分�
 {answer}
 {gold}
 只输出一个 0 到 10 的整数，10 分最好。"""
+OUT_OF_TEN = re.compile(r"([/／]\s*|[满总]分\s*(为|是)?\s*|out of )10\b", re.IGNORECASE)
 
 
 class RewardModel:
@@ -60,7 +63,9 @@ class RewardModel:
         """
         checkpoint = RewardCheckpoint.read(path, trust_remote_code)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(checkpoint.trunk(dtype).to(device), checkpoint.score_head().to(device), checkpoint.tokenizer)
+        with undivided():
+            trunk = checkpoint.trunk(dtype).to(device)
+        return cls(trunk, checkpoint.score_head().to(device), checkpoint.tokenizer)
 
     @classmethod
     def of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> "RewardModel":
@@ -157,8 +162,8 @@ def pair_report(
 class Judge:
     """A language model behind an OpenAI-compatible server that marks answers from 0 to 10; returned as 0 to 1.
 
-    An answer for which the reply holds no number gets None: it cannot be judged. A server that cannot be reached, or
-    refuses, is an error.
+    An answer for which the reply holds no number, or several, gets None: it cannot be judged. A server that cannot be
+    reached, or refuses, is an error.
     """
 
     url: str  # up to and with /v1
@@ -178,8 +183,8 @@ class Judge:
     def _mark(self, question: str, answer: str, gold: str | None) -> float | None:
         known = f"\n【标准答案】\n{gold}\n" if gold else ""
         reply = self._ask(JUDGE_PROMPT.format(question=question, answer=answer, gold=known))
-        found = re.findall(r"\d+(?:\.\d+)?", re.sub(r"<think>.*?</think>", "", reply, flags=re.DOTALL))
-        return min(float(found[0]), 10.0) / 10 if found else None
+        found = set(re.findall(r"\d+(?:\.\d+)?", OUT_OF_TEN.sub("", strip_thinking(reply))))
+        return min(float(found.pop()), 10.0) / 10 if len(found) == 1 else None
 
     def _ask(self, text: str) -> str:
         body = {"model": self.model, "messages": [{"role": "user", "content": text}], "temperature": 0}

@@ -4,7 +4,7 @@ import hashlib
 import inspect
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields
 from itertools import groupby
 from pathlib import Path
@@ -18,6 +18,7 @@ from medical_qwen.rendering import Renderer, Truncation, TruncationReport
 logger = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[1]
+RED, GREEN = 31, 32  # of a terminal
 
 
 def prepare(
@@ -111,13 +112,24 @@ def tokenize_prompts(
 
 
 def show_rows(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, number: int) -> None:
-    """Print the first rows as the model will see them, what it learns in green."""
+    """Print the first rows as the model will see them, what it learns in green, a rejected answer in red."""
     for row in dataset.select(range(min(number, len(dataset)))):
         print("-" * 80)
-        for learned, group in groupby(zip(row["input_ids"], row["labels"], strict=True), lambda pair: pair[1] != -100):
-            text = tokenizer.decode([token for token, _ in group])
-            print(f"\033[32m{text}\033[0m" if learned else text, end="")
+        for ids, colour in _pieces(row):
+            text = tokenizer.decode(ids)
+            print(f"\033[{colour}m{text}\033[0m" if colour else text, end="")
         print()
+
+
+def _pieces(row: dict) -> Iterator[tuple[list[int], int | None]]:
+    """The ids of a row in parts, each with its terminal colour."""
+    if "labels" in row:
+        for learned, group in groupby(zip(row["input_ids"], row["labels"], strict=True), lambda pair: pair[1] != -100):
+            yield [token for token, _ in group], GREEN if learned else None
+        return
+    for name, colour in (("prompt_ids", None), ("chosen_ids", GREEN), ("rejected_ids", RED)):
+        if name in row:
+            yield row[name], colour
 
 
 def source_digest() -> str:

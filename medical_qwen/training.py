@@ -20,7 +20,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from transformers import (
 from transformers.trainer_callback import ExportableState
 from transformers.utils import logging as hf_logging
 
-from medical_qwen.arguments import ALIASES
+from medical_qwen.arguments import ALIASES, WITHOUT_EFFECT
 
 logger = logging.getLogger(__name__)
 
@@ -64,11 +64,13 @@ def parse(*dataclasses: type, argv: list[str] | None = None) -> tuple:
     On a machine without a GPU, `--bf16` is off unless asked for (TRL's default is on).
     """
     argv = [_modern(word) for word in (sys.argv[1:] if argv is None else argv)]
+    given = {word.partition("=")[0] for word in argv}
     if not torch.cuda.is_available():
-        given = {word.partition("=")[0] for word in argv}
         argv += [] if given & {"--bf16", "--fp16"} else ["--bf16", "False"]
         argv += [] if "--dataloader_pin_memory" in given else ["--dataloader_pin_memory", "False"]
     parser = HfArgumentParser(dataclasses, allow_abbrev=False)
+    for flag in given & WITHOUT_EFFECT.keys():
+        parser.error(f"{flag} would do nothing here: {WITHOUT_EFFECT[flag]}")
     try:
         *parsed, unknown = parser.parse_args_into_dataclasses(args=argv, return_remaining_strings=True)
     except (ValueError, FileNotFoundError) as error:
@@ -103,6 +105,8 @@ def _start(config: TrainingArguments) -> None:
 
         deepspeed.init_distributed(dist_backend="gloo", verbose=False)
     set_seed(config.seed)  # fresh weights and new embedding rows are random
+    if getattr(config, "packing", False) or getattr(config, "padding_free", False):
+        _settle_flat_rows(config)
     last = last_complete_checkpoint(Path(config.output_dir), config.world_size)
     asked = config.resume_from_checkpoint
     if asked and str(asked).lower() in ("true", "auto", "last"):
@@ -112,11 +116,31 @@ def _start(config: TrainingArguments) -> None:
         config.resume_from_checkpoint = None
     elif asked and not Path(asked).is_dir():
         raise FileNotFoundError(f"--resume_from_checkpoint: {asked} does not exist")
-    if not config.resume_from_checkpoint and (last or (not asked and _checkpoints(Path(config.output_dir)))):
-        raise ValueError(
-            f"--output_dir {config.output_dir} holds the checkpoints of an earlier run: "
-            "go on with --resume_from_checkpoint True, or choose another folder"
-        )
+    if not config.resume_from_checkpoint:
+        if last or (not asked and _checkpoints(Path(config.output_dir))):
+            raise ValueError(
+                f"--output_dir {config.output_dir} holds the checkpoints of an earlier run: "
+                "go on with --resume_from_checkpoint True, or choose another folder"
+            )
+        if (Path(config.output_dir) / "run_summary.json").is_file():
+            raise ValueError(f"--output_dir {config.output_dir} holds a run that is over: choose another folder")
+
+
+def _settle_flat_rows(config: TrainingArguments) -> None:
+    """What rows that lie one behind the other cannot do.
+
+    On several ranks held-out rows are not packed, so that those which fill up the last batches can be told apart.
+    """
+    if config.neftune_noise_alpha:
+        raise ValueError("--neftune_noise_alpha is scaled by the length of a row, which --packing hides: choose one")
+    if not config.packing:
+        return
+    if config.packing_strategy == "wrapped":
+        raise ValueError("--packing_strategy wrapped lets documents see each other: bfd keeps them apart")
+    if config.world_size > 1:
+        if config.eval_packing:
+            raise ValueError("--eval_packing True counts rows twice on several ranks")
+        config.eval_packing = False
 
 
 def last_complete_checkpoint(folder: Path, world_size: int) -> str | None:
@@ -150,8 +174,30 @@ class WrittenBy(TrainerCallback, ExportableState):
         return {"args": {"ranks": self.ranks}, "attributes": {"ranks": self.ranks}}
 
 
+class SeededOrder(torch.utils.data.Sampler):
+    """The rows of an epoch in an order that follows from the seed and the epoch alone.
+
+    Trainer's samplers draw from the random numbers as they stand. A run that is resumed in its second epoch, or a rank
+    whose numbers have run apart from the others', would see some rows twice and others never.
+    """
+
+    def __init__(self, sampler: torch.utils.data.Sampler, trainer: Trainer) -> None:
+        self.sampler, self.trainer = sampler, trainer
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[int]:
+        args = self.trainer.args
+        seed = args.seed if args.data_seed is None else args.data_seed
+        with torch.random.fork_rng(devices=[]):
+            generator = getattr(self.sampler, "generator", None) or torch.default_generator
+            generator.manual_seed(seed + int(self.trainer.state.epoch or 0))
+            return iter(list(self.sampler))
+
+
 class Measured:
-    """Mixed into a stage's trainer: counts tokens and padding, weighs the evaluation loss by tokens.
+    """Mixed into a stage's trainer: counts tokens and padding, weighs the evaluation loss by tokens, orders the rows.
 
     `Trainer.evaluate` averages the loss over batches, so that short rows weigh more than long ones and the figure
     depends on the batch size; `exp` of that is not the perplexity. Here every predicted token weighs the same.
@@ -169,15 +215,33 @@ class Measured:
         return super().training_step(model, inputs, *args, **kwargs)
 
     def prediction_step(self, model, inputs, *args, **kwargs):
-        own = self._own_rows(len(inputs["labels"])) if "labels" in inputs else 0
-        if own and own < len(inputs["labels"]):
-            inputs = {name: value[:own] for name, value in inputs.items()}
+        own = 0
+        if "labels" in inputs:
+            starts = self._starts(inputs)
+            own = self._own_rows(len(starts))
+            if 0 < own < len(starts):
+                flat = len(inputs["labels"]) == 1
+                inputs = {k: v[:, : starts[own]] if flat else v[:own] for k, v in inputs.items()}
         result = super().prediction_step(model, inputs, *args, **kwargs)
         if own and result[0] is not None and hasattr(self, "_eval_sums"):
             predicted = (inputs["labels"][..., 1:] != -100).sum().item()
             self._eval_sums[0] += result[0].item() * predicted
             self._eval_sums[1] += predicted
         return result
+
+    @staticmethod
+    def _starts(inputs: dict) -> list[int]:
+        """Where each row of a batch begins; with `--packing` they lie one behind the other in a single row."""
+        if len(inputs["labels"]) == 1 and "position_ids" in inputs:
+            return (inputs["position_ids"][0] == 0).nonzero().flatten().tolist()
+        return list(range(len(inputs["labels"])))
+
+    def _get_train_sampler(self, *args, **kwargs):
+        return SeededOrder(super()._get_train_sampler(*args, **kwargs), self)
+
+    def _get_eval_sampler(self, *args, **kwargs):
+        sampler = super()._get_eval_sampler(*args, **kwargs)
+        return sampler and SeededOrder(sampler, self)
 
     def _own_rows(self, rows: int) -> int:
         """How many rows of this rank's batch count: accelerate fills the ranks' last batches up with earlier rows."""

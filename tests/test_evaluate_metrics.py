@@ -211,6 +211,12 @@ def model(shared) -> str:
     return str(folder)
 
 
+def test_questions_without_an_answer_are_found_before_a_model_answers_them(tmp_path):
+    (tmp_path / "asked.txt").write_text("感冒了怎么办？\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="expected a reference"):
+        evaluate_metrics.main(["--base_model", "./no_such_model", "--data_file", str(tmp_path / "asked.txt")])
+
+
 def test_a_model_answers_first(model, tmp_path):
     exam = {"question": "最大的消化腺是？", "options": {"A": "胃", "B": "肝"}, "answer": "B"}
     conversation = {

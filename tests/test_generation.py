@@ -21,6 +21,7 @@ from medical_qwen.generation import (
     Request,
     Sampling,
     describe_files,
+    describe_model,
     plan_batches,
     read_questions,
     split_thinking,
@@ -540,6 +541,15 @@ def test_a_change_in_a_folder_of_a_folder_is_another_job(tmp_path):
     assert describe_files(str(tmp_path)) == before
     (tmp_path / "part" / "a.txt").write_text("一二")
     assert describe_files(str(tmp_path)) != before
+
+
+def test_an_output_in_the_models_folder_is_no_other_model(tmp_path):
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"weights")
+    before = describe_model(str(tmp_path))
+    (tmp_path / "answers.jsonl.journal").write_text("{}")
+    assert describe_model(str(tmp_path)) == before
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"other weights")
+    assert describe_model(str(tmp_path)) != before
 
 
 def test_a_file_that_is_no_journal_is_left_alone(tmp_path):

@@ -220,6 +220,23 @@ def server():
     server.shutdown()
 
 
+@pytest.mark.parametrize(
+    ("reply", "mark"),
+    [
+        ("8", 0.8),
+        ("8/10", 0.8),
+        ("满分10分，我给3分", 0.3),
+        ("10", 1.0),
+        ("<think>给 9 分？", None),
+        ("3 处错误，4 分", None),
+    ],
+)
+def test_a_mark_is_read_where_it_is_the_only_number(monkeypatch, reply, mark):
+    judge = Judge("http://127.0.0.1:9/v1", "marker")
+    monkeypatch.setattr(Judge, "_ask", lambda self, text: reply)
+    assert judge.score(["头痛？"], ["多休息"]) == [mark]
+
+
 def test_a_judge_marks_answers(server, tiny_model, questions, tmp_path):
     judge = Judge(f"{server}/v1/", "marker")
     assert judge.score(["头痛？"] * 3, ["多休息", "喝水", "沉默"], ["休息", None, None]) == [0.8, 0.2, None]

@@ -73,6 +73,20 @@ def test_embeddings_that_grew_survive(tmp_path, tied):
     torch.testing.assert_close(logits(merged), expected, atol=1e-4, rtol=0)
 
 
+def test_an_adapter_comes_with_those_that_it_was_trained_on(tiny_model, tmp_path):
+    adapter_on(tiny_model, tmp_path / "pt")
+    expected = adapter_on(tmp_path / "pt", tmp_path / "sft")
+    adapter_on(tiny_model, tmp_path / "other")
+    pt, sft, other = (str(tmp_path / name) for name in ("pt", "sft", "other"))
+    for base in (str(tiny_model), pt, sft):
+        assert resolve(base, sft).adapters == (pt, sft)
+    torch.testing.assert_close(logits(load_base(resolve(str(tiny_model), sft))), expected, atol=1e-4, rtol=0)
+    with pytest.raises(ValueError, match=f"was trained on .*pt, not on .*other: the base to name is {pt}"):
+        resolve(other, sft)
+    with pytest.raises(ValueError, match="was trained on"):
+        resolve(str(make_tiny_model(tmp_path / "another")), sft)
+
+
 def test_saving_in_half_precision_is_checked_with_its_own_tolerance(tiny_model, tmp_path):
     adapter_on(tiny_model, tmp_path / "sft")
     found = tool.merge(str(tiny_model), str(tmp_path / "sft"), tmp_path / "merged", "bfloat16", 1e-4)

@@ -35,7 +35,7 @@ from trl.generation.vllm_generation import VLLMGeneration
 
 import ppo_training
 from medical_qwen.arguments import ModelArguments
-from medical_qwen.models import load_base, resolve
+from medical_qwen.models import fingerprint, load_base, resolve
 from medical_qwen.ppo import PPOConfig, PPOTrainer, from_endpoint, from_functions, load_ppo_model
 from medical_qwen.ppo import roles as ppo_roles
 from medical_qwen.ppo.config import VLLM
@@ -43,6 +43,7 @@ from medical_qwen.ppo.loading import shared_roles
 from medical_qwen.ppo.rollout import Texts, write_answers
 from medical_qwen.ppo.vllm_rollout import policy_weights
 from medical_qwen.rendering import Renderer
+from medical_qwen.scoring import RewardModel
 from medical_qwen.training import _evaluated_now, last_complete_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -337,15 +338,17 @@ def test_a_whole_reward_model_is_loaded_beside_the_base(world, tokenizer, tmp_pa
     torch.testing.assert_close(rm_scores(model, tokenizer, tmp_path), plain_scores(load_reward(world, "whole")))
 
 
-def test_a_reward_model_with_another_template_reads_its_own_tokens(world, tokenizer, tmp_path):
-    other = make_tokenizer(PLAIN)
+@pytest.mark.parametrize("behind", ["", "\n"])  # what the template writes behind the end token is not read
+@pytest.mark.parametrize("finished", [True, False])  # an answer that was cut has no end token for the reward model
+def test_a_reward_model_with_another_template_reads_its_own_tokens(world, tokenizer, tmp_path, behind, finished):
+    other = make_tokenizer(PLAIN.replace("<|im_end|>", f"<|im_end|>{behind}"))
     rm = make_reward(world["base"], tmp_path / "rm", other, seed=5)
     model = role_model(world | {"rm": rm}, "base", "rm", tokenizer)
     assert model.reward_tokenizer is not None
-    texts = Texts([[1, 5]], [[10, 11, 2]], [True])
+    texts = Texts([[1, 5]], [[10, 11, 2] if finished else [10, 11]], [finished])
     rows = [{"prompt": [{"role": "user", "content": "hello"}]}]
-    answer = tokenizer.decode([10, 11])
-    ids = other(f"user hello<|im_end|>assistant {answer}<|im_end|>", add_special_tokens=False).input_ids
+    answer = tokenizer.decode([10, 11]) + ("<|im_end|>" if finished else "")
+    ids = other(f"user hello<|im_end|>{behind}assistant {answer}", add_special_tokens=False).input_ids
     expected = plain_scores(load_reward(world | {"rm": rm}, "rm"), Texts([ids], [[]], [True]))
     torch.testing.assert_close(rm_scores(model, tokenizer, tmp_path, texts, rows), expected, rtol=1e-4, atol=1e-5)
 
@@ -691,6 +694,10 @@ def test_scores_from_an_endpoint(endpoint):
     ]
     rows = [{"prompt": talk}] * 5
     score = from_endpoint(f"{url}/good", batch_size=2)
+    tools = [{"type": "function", "function": {"name": "dose"}}]
+    score([{"prompt": talk}, {"prompt": talk, "tools": tools}, {"prompt": talk}], ["", "", ""], [[]] * 3)
+    assert [body.get("tools") for body in seen] == [[None, tools], None]
+    seen.clear()
     assert score(rows, ["", "x", "xx", "xxx", "高"], [[]] * 5) == [0, 1, 2, 3, 1]
     assert [len(body["conversations"]) for body in seen] == [2, 2, 1]
     assert seen[0]["conversations"][1] == [*talk, {"role": "assistant", "content": "x"}]
@@ -761,6 +768,38 @@ def test_a_reward_adapter_that_does_not_fit_is_refused(world, tokenizer, tmp_pat
     (rm / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": str(world["base"])}))
     with pytest.raises(ValueError, match=r"does not fit .* counterpart"):
         role_model(world | {"rm": rm}, "base", "rm", tokenizer)
+
+
+def test_a_reward_adapter_on_other_weights_is_refused_where_it_is_loaded_apart(world, tokenizer, tmp_path):
+    rm = make_reward(world["base"], tmp_path / "rm", tokenizer, seed=5)
+    (rm / "run_summary.json").write_text(json.dumps({"stage": "reward_modeling", "base_fingerprint": "0123"}))
+    with pytest.raises(ValueError, match="is an adapter of another base than"):
+        RewardModel.load(str(rm))
+    (rm / "run_summary.json").write_text(
+        json.dumps({"base_fingerprint": fingerprint(load_base(resolve(str(world["base"]))))})
+    )
+    RewardModel.load(str(rm))
+
+
+def test_dora_is_not_stacked(world, tokenizer, tmp_path):
+    """Its length is that of the weights below it, so those have to be there when it is made."""
+    args = ModelArguments(
+        model_name_or_path=str(world["sft"]), use_peft=True, use_dora=True, lora_r=4, dtype="float32"
+    )
+    model = load_ppo_model(args, tokenizer, str(world["rm"]))  # plain LoRA would share the base with rm
+    assert "reward" in model.own and model.roles["policy"] == ("default",)
+    trainer = PPOTrainer(model, make_args(tmp_path), make_prompts(tokenizer, 20), processing_class=tokenizer)
+    trainer.train()
+    trainer.save_model()
+    trained = load_base(resolve(str(tmp_path)))
+    torch.testing.assert_close(by_token(model, "policy"), plain_logprobs(trained), rtol=1e-4, atol=1e-4)
+
+
+def test_functional_dropout_is_off_too(world, tokenizer):
+    policy = fresh_policy(world["base"])
+    policy.get_submodule("base_model.model.model.layers.0").dropout = 0.1
+    model = shared_roles(policy, tokenizer)
+    assert not [m for m in model.modules() if isinstance(getattr(m, "dropout", None), float) and m.dropout]
 
 
 def test_exactly_one_reward(world, tokenizer, tmp_path):
@@ -855,6 +894,20 @@ def test_two_ranks_end_with_the_same_weights(world, tmp_path):
         assert all(tensor.abs().max() > 1e-4 for name, tensor in ended.items() if "lora_B.default" in name)
         summary = json.loads((out / "run_summary.json").read_text())
         assert summary["world_size"] == 2 and summary["data"]["train"] == 13
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_more_ranks(world, tmp_path):
+    """The checkpoint is amid a rollout, of which the new rank has no part; the KL coefficient is that of the run."""
+    data, out = write_prompts(tmp_path / "train.jsonl", 24), tmp_path / "out"
+    more = ["--save_steps", "1", "--target_kl", "0.05", "--kl_horizon", "20", "--logging_steps", "1"]
+    ppo_training.main(script_flags(world, data, out, *more, "--max_steps", "3"))
+    (out / "run_summary.json").unlink()
+    two_ranks(ppo_run(world, data, out, *more, "--max_steps", "5", "--resume_from_checkpoint", "True"))
+    summary = json.loads((out / "run_summary.json").read_text())
+    assert summary["resumed_from"].endswith("checkpoint-3") and summary["steps"] == 5 and summary["world_size"] == 2
+    coefs = [torch.load(out / "checkpoint-5" / f"ppo_state_{rank}.pth")["kl_coef"] for rank in (0, 1)]
+    assert coefs[0] == coefs[1] != 0.05
 
 
 def figures(out: Path) -> list[dict]:

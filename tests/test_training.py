@@ -4,6 +4,7 @@ import importlib
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ import supervised_finetuning
 from medical_qwen.models import load_base, resolve
 from medical_qwen.perplexity import answer_likelihood
 from medical_qwen.rendering import Renderer
-from medical_qwen.tokens import tokenize_prompts
+from medical_qwen.tokens import show_rows, tokenize_prompts
 from medical_qwen.training import WrittenBy, last_complete_checkpoint, parse
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -249,6 +250,39 @@ def test_killed_and_resumed_equals_uninterrupted(tiny_model, data, tmp_path):
     assert summary["metrics"]["train_loss"] == pytest.approx(whole["metrics"]["train_loss"], abs=1e-3)
 
 
+SECOND_EPOCH = ["--num_train_epochs", "2", "--save_steps", "9", "--per_device_train_batch_size", "2",
+                "--use_peft", "True", "--learning_rate", "1e-2", "--lora_dropout", "0.1",
+                "--resume_from_checkpoint", "True"]  # fmt: skip
+
+
+@pytest.mark.parametrize("strategy", ["random", "group_by_length"])
+def test_resume_amid_the_second_epoch_meets_the_rows_that_are_left(tiny_model, data, tmp_path, strategy):
+    more = [*SECOND_EPOCH, "--train_sampling_strategy", strategy, "--save_steps", "18"]
+    sft(tiny_model, data, tmp_path / "whole", *more)
+    shutil.copytree(tmp_path / "whole" / "checkpoint-18", tmp_path / "resumed" / "checkpoint-18")
+    torch.manual_seed(12345)
+    assert sft(tiny_model, data, tmp_path / "resumed", *more)["steps"] == 24
+    assert losses(tmp_path / "resumed") == losses(tmp_path / "whole")
+    assert same(weights(tmp_path / "resumed"), weights(tmp_path / "whole"), 0)
+
+
+@pytest.mark.slow
+def test_resume_amid_the_second_epoch_on_two_ranks(tiny_model, data, tmp_path):
+    runs = {name: tmp_path / name for name in ("random", "group_by_length")}
+    stages = [
+        ["supervised_finetuning", *flags(tiny_model, data, out, *SECOND_EPOCH, "--train_sampling_strategy", name)]
+        for name, out in runs.items()
+    ]
+    two_ranks(*stages)
+    whole = {name: (losses(out), weights(out)) for name, out in runs.items()}
+    for out in runs.values():
+        shutil.rmtree(out / "checkpoint-12", ignore_errors=True)
+        (out / "run_summary.json").unlink()
+    two_ranks(*stages)
+    for name, out in runs.items():
+        assert losses(out) == whole[name][0] and same(weights(out), whole[name][1], 0)
+
+
 def test_a_checkpoint_is_whole_by_the_ranks_that_wrote_it(tmp_path):
     def checkpoint(step: int, ranks: int | None, *rng: str) -> None:
         folder = tmp_path / f"checkpoint-{step}"
@@ -282,9 +316,16 @@ def test_two_ranks_count_every_held_out_row_once(tiny_model, tmp_path):
     more = ["--max_steps", "1", "--learning_rate", "0", "--validation_file_dir", str(test),
             "--per_device_eval_batch_size", "2"]  # fmt: skip
     alone = sft(tiny_model, train, tmp_path / "one", *more)["metrics"]["eval_loss"]
-    two_ranks(["supervised_finetuning", *flags(tiny_model, train, tmp_path / "two", *more)])
-    both = json.loads((tmp_path / "two" / "run_summary.json").read_text())["metrics"]["eval_loss"]
-    assert both == pytest.approx(alone, abs=1e-5)
+    runs = {"single": [], "packed": ["--packing", "True"]}
+    two_ranks(
+        *(
+            ["supervised_finetuning", *flags(tiny_model, train, tmp_path / name, *more, *packed)]
+            for name, packed in runs.items()
+        )
+    )
+    for name in runs:
+        both = json.loads((tmp_path / name / "run_summary.json").read_text())["metrics"]["eval_loss"]
+        assert both == pytest.approx(alone, abs=1e-5), name
 
 
 def test_prompts_that_are_cut_are_counted_and_too_many_stop_the_run(tiny_model, tmp_path):
@@ -348,6 +389,10 @@ def test_deepspeed_on_two_ranks(tiny_model, divided, stage, method):
         (["--validation_split_ratio", "1.5"], "--validation_split_ratio"),
         (["--max_length", "4"], "--max_length is too short"),
         (["--resume_from_checkpoint", "no_such_checkpoint"], "does not exist"),
+        (["--chat_template_path", "x.jinja"], "--chat_template_path would do nothing here: --template_name"),
+        (["--assistant_only_loss=True"], "--assistant_only_loss would do nothing here"),
+        (["--packing", "True", "--neftune_noise_alpha", "5"], "choose one"),
+        (["--packing", "True", "--packing_strategy", "wrapped"], "see each other"),
     ],
 )
 def test_wrong_flags_are_named_and_nothing_is_written(tiny_model, data, tmp_path, capsys, flags, message):
@@ -356,6 +401,20 @@ def test_wrong_flags_are_named_and_nothing_is_written(tiny_model, data, tmp_path
         sft(tiny_model, data, out, *flags)
     assert message in str(error.value) + capsys.readouterr().err
     assert not out.exists()
+
+
+def test_samples_are_shown_with_what_is_learned_in_green(tiny_model, capsys):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    ask, good, bad = (tokenizer(text, add_special_tokens=False).input_ids for text in ("头痛", "休息", "喝水"))
+    green, red = "\033[32m休息\033[0m", "\033[31m喝水\033[0m"
+    for row, shown in (
+        ({"input_ids": ask + good, "labels": [-100] * len(ask) + good}, f"头痛{green}\n"),
+        ({"prompt_ids": ask, "chosen_ids": good, "rejected_ids": bad, "length": 9}, f"头痛{green}{red}\n"),
+        ({"chosen_ids": good, "rejected_ids": bad}, f"{green}{red}\n"),
+        ({"prompt_ids": ask, "prompt": "头痛"}, "头痛\n"),
+    ):
+        show_rows(Dataset.from_list([row]), tokenizer, 3)
+        assert capsys.readouterr().out == "-" * 80 + "\n" + shown
 
 
 def test_a_stage_without_a_model_says_so(data, tmp_path):
@@ -368,6 +427,9 @@ def test_an_earlier_run_is_not_overwritten(tiny_model, data, tmp_path):
     sft(tiny_model, data, out, "--max_steps", "1")
     with pytest.raises((SystemExit, ValueError), match="earlier run"):
         sft(tiny_model, data, out, "--max_steps", "1")
+    shutil.rmtree(out / "checkpoint-1")
+    with pytest.raises(ValueError, match="a run that is over"):
+        sft(tiny_model, data, out, "--max_steps", "1", "--resume_from_checkpoint", "True")
 
 
 @pytest.mark.slow

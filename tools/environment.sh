@@ -4,7 +4,11 @@
 # VENV=folder: that environment, whichever is active.
 if [ -n "${VENV:-}" ] || { [ -z "${VIRTUAL_ENV:-}" ] && [ -z "${CONDA_PREFIX:-}" ]; }; then
   VENV="${VENV:-.venv}"
-  [ -x "$VENV/bin/python" ] || { echo "making $VENV" && "${PYTHON:-python3}" -m venv "$VENV"; }
+  if [ ! -x "$VENV/bin/python" ]; then
+    "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: PYTHON=python3.11")'
+    echo "making $VENV"
+    "${PYTHON:-python3}" -m venv "$VENV"
+  fi
   # shellcheck disable=SC1091
   . "$VENV/bin/activate"
 fi

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from medical_qwen.models import load_base, load_tokenizer, resolve
+from medical_qwen.generation import Generator
 from medical_qwen.perplexity import answer_likelihood
 from medical_qwen.records import read_records
 from medical_qwen.rendering import Renderer
@@ -35,8 +35,8 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     conversations = [record["messages"] for record, _ in read_records(args.data_file, "conversation")]
     results = {}
     for name, path in zip(names, args.models, strict=True):
-        renderer = Renderer(load_tokenizer(path, args.template_name))
-        found = answer_likelihood(load_base(resolve(path)), renderer, conversations, args.max_length)
+        engine = Generator.load(path, template_name=args.template_name)
+        found = answer_likelihood(engine.model, Renderer(engine.tokenizer), conversations, args.max_length)
         results[name] = {"perplexity": found.perplexity, "tokens": found.tokens, "rows": found.rows,
                          "rows_dropped": found.dropped}  # fmt: skip
         print(f"{name:20s} perplexity {found.perplexity:10.2f}  ({found.tokens} tokens, {found.rows} rows)")

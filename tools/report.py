@@ -25,10 +25,8 @@ ANSWER_SCORES = (
 )
 STAGE_FIGURES = ("train_loss", "eval_loss", "tokens_seen", "tokens_per_second", "padding_share", "peak_memory_gib",
                  "wall_seconds")  # fmt: skip
-
-
-ALIGNMENT_FIGURES = ("eval_accuracy", "eval_accuracy_low", "eval_accuracy_high", "eval_margin",
-                     "eval_rewards/accuracies", "eval_rewards/margins")  # fmt: skip
+PAIR_ACCURACY = ("eval_accuracy", "eval_accuracy_low", "eval_accuracy_high")
+MARGINS = ("eval_margin", "eval_rewards/margins")
 NEWLINE = "\n"
 
 
@@ -36,8 +34,9 @@ def read(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def score_table(scores: Path) -> tuple[list[str], dict[str, dict[str, float]], dict[str, dict[str, str]]]:
+def score_table(output: Path) -> tuple[list[str], dict[str, dict[str, float]], dict[str, dict[str, str]]]:
     """The systems, and for each score the value (for plots) and the text (with its interval) of every system."""
+    scores = output / "scores"
     values: dict[str, dict[str, float]] = {}
     texts: dict[str, dict[str, str]] = {}
 
@@ -63,7 +62,12 @@ def score_table(scores: Path) -> tuple[list[str], dict[str, dict[str, float]], d
         if (scores / f"{task}.json").is_file():
             for system, found in read(scores / f"{task}.json")["systems"].items():
                 put(title, system, found["accuracy"]["value"], found["accuracy"]["low"], found["accuracy"]["high"])
-    return list(perplexity), values, texts
+    for system, figures in (("rm", PAIR_ACCURACY), ("dpo", ("eval_rewards/accuracies",))):
+        summary = output / system / "run_summary.json"
+        metrics = read(summary)["metrics"] if summary.is_file() else {}
+        if figures[0] in metrics:
+            put("pair accuracy % ↑", system, *(100 * metrics[name] for name in figures))
+    return [*perplexity, *(["rm"] if "rm" in values.get("pair accuracy % ↑", {}) else [])], values, texts
 
 
 def markdown_table(head: list[str], rows: list[list[str]]) -> str:
@@ -95,7 +99,8 @@ def plot_scores(values: dict[str, dict[str, float]], systems: list[str], path: P
     down = -(-len(shown) // across)
     figure, panels = plt.subplots(down, across, figsize=(3 * across, 2.8 * down), dpi=120, squeeze=False)
     for panel, score in zip(panels.flat, shown, strict=False):
-        bars = panel.bar(systems, [values[score].get(name, 0) for name in systems], color="#3b7ea1")
+        names = [name for name in systems if name in values[score]]
+        bars = panel.bar(names, [values[score][name] for name in names], color="#3b7ea1")
         panel.bar_label(bars, fmt="%.3g", fontsize=8)
         title = score.removesuffix(" ↓").removesuffix(" ↑")
         panel.set_title(f"{title}\n({'lower' if score.endswith('↓') else 'higher'} is better)", fontsize=9)
@@ -111,9 +116,9 @@ def plot_scores(values: dict[str, dict[str, float]], systems: list[str], path: P
 
 def report(output: Path, sample_number: int = 3) -> str:
     """Write the plots and return the text of report.md."""
-    systems, values, texts = score_table(output / "scores")
+    systems, values, texts = score_table(output)
     plot_scores(values, systems, output / "scores.png")
-    stages = [name for name in (*systems, "rm") if (output / name / "run_summary.json").is_file()]
+    stages = [name for name in systems if (output / name / "run_summary.json").is_file()]
     summaries = {name: read(output / name / "run_summary.json") for name in stages}
     for name in stages:
         plot_loss(read(output / name / "trainer_state.json")["log_history"], output / name / "loss.png")
@@ -122,7 +127,7 @@ def report(output: Path, sample_number: int = 3) -> str:
         known = summary | summary["metrics"]
         figures.append([name, f"`{summary['parent']}`", str(summary["steps"])]
                        + [f"{known[key]:,.4g}" if key in known else "" for key in STAGE_FIGURES])  # fmt: skip
-        learned += [f"- {name}: {key} {known[key]:.4g}" for key in ALIGNMENT_FIGURES if key in known]
+        learned += [f"- {name}: {key} {known[key]:.4g}" for key in MARGINS if key in known]
     rows = next(iter(read(output / "scores" / "answers.json")["systems"].values()))["rows"]
     curves = "\n".join(f"![loss of {name}]({name}/loss.png)" for name in stages)
     score_rows = [[score, *(texts[score].get(name, "") for name in systems)] for score in texts]
@@ -134,7 +139,8 @@ def report(output: Path, sample_number: int = 3) -> str:
 
 {markdown_table(["score", *systems], score_rows)}
 
-In brackets: 95 % intervals (bootstrap over the questions). ↑ higher is better, ↓ lower is better.
+In brackets: 95 % intervals (bootstrap over the questions). ↑ higher is better, ↓ lower is better. Pair accuracy: how
+often the reward model, or DPO's own reward, ranks the chosen answer of a held-out preference first.
 
 ![scores](scores.png)
 
@@ -148,7 +154,7 @@ In brackets: 95 % intervals (bootstrap over the questions). ↑ higher is better
 
 ## Answers
 
-{samples(output / "answers" / "heldout_qa", systems, sample_number)}
+{samples(output / "answers" / "heldout_qa", [name for name in systems if name != "rm"], sample_number)}
 ## Files
 
 - checkpoints: {", ".join(f"`{name}/`" for name in stages)}

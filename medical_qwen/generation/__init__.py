@@ -9,7 +9,7 @@ the flags, which say what GPUs torch may see.
 from typing import TYPE_CHECKING
 
 from medical_qwen.generation.interface import Answer, Engine, Request, Sampling, Stream, plan_batches, summarize
-from medical_qwen.generation.job import Journal, answer_file, describe_files, read_questions
+from medical_qwen.generation.job import Journal, answer_file, describe_files, describe_model, read_questions
 from medical_qwen.generation.options import (
     add_answer_arguments,
     add_engine_arguments,
@@ -48,6 +48,7 @@ __all__ = [
     "check_engine_arguments",
     "describe_engine",
     "describe_files",
+    "describe_model",
     "load_engine",
     "plan_batches",
     "read_questions",

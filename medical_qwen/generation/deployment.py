@@ -19,6 +19,8 @@ from medical_qwen.models import (
     ADAPTER_CONFIG,
     Lineage,
     cache_folder,
+    check_same_base,
+    find_adapter,
     load_tokenizer,
     merged_directory,
     read_summary,
@@ -77,7 +79,9 @@ def deploy(model: str, modules: dict[str, str] | None = None, template_name: str
     Raises ValueError for an adapter that vLLM cannot apply or that belongs to another base.
     """
     lineage = resolve(model)
-    modules = {name: resolve(model, path).adapters[-1] for name, path in (modules or {}).items()}
+    modules = {name: find_adapter(path) for name, path in (modules or {}).items()}
+    for path in modules.values():
+        check_same_base(model, path)
     for path in (lineage.root, *lineage.adapters, *modules.values()):
         refuse_reward_model(path)
     for name, path in modules.items():

@@ -13,7 +13,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,6 +25,8 @@ from medical_qwen.records import BadRecord, Report, stream
 from medical_qwen.records.files import inspect
 
 logger = logging.getLogger(__name__)
+
+MODEL_FILES = ("*.safetensors", "*.bin", "*config.json", "tokenizer*", "vocab*", "merges.txt", "*.model", "*.jinja")
 
 
 class Journal:
@@ -304,14 +306,19 @@ def _line(row: dict) -> bytes:
         return json.dumps(row, default=str).encode() + b"\n"
 
 
-def describe_files(*paths: str | None) -> dict[str, str]:
+def describe_model(*paths: str | None) -> dict[str, str]:
+    """`describe_files` of model, adapter and tokenizer folders: the job's own output may lie in one of them."""
+    return describe_files(*paths, patterns=MODEL_FILES)
+
+
+def describe_files(*paths: str | None, patterns: Sequence[str] = ("**/*",)) -> dict[str, str]:
     """What tells files from other ones: the hash of a file's bytes, or of a folder's names, sizes and times."""
     found = {}
     for path in filter(None, paths):
         digest = hashlib.sha256()
         if Path(path).is_file():
             digest.update(Path(path).read_bytes())
-        for file in sorted(Path(path).rglob("*")):
+        for file in sorted({file for pattern in patterns for file in Path(path).glob(pattern)}):
             stat = file.stat()
             if file.is_file():
                 digest.update(f"{file.relative_to(path)} {stat.st_size} {stat.st_mtime_ns}\n".encode())

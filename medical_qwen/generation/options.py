@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from medical_qwen.generation.interface import Engine, Sampling
-from medical_qwen.generation.job import describe_files
+from medical_qwen.generation.job import describe_model
 from medical_qwen.generation.server import Server
 
 # What belongs to a model in this process and says nothing to a server.
@@ -146,4 +146,4 @@ def describe_engine(args: argparse.Namespace) -> dict:
 
     lineage = resolve(args.base_model, args.lora_model)
     flags = {name: getattr(args, name) for name in ("base_model", *_LOCAL)}
-    return flags | {"model_files": describe_files(lineage.root, *lineage.adapters, args.tokenizer_path)}
+    return flags | {"model_files": describe_model(lineage.root, *lineage.adapters, args.tokenizer_path)}

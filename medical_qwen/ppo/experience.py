@@ -205,10 +205,13 @@ class Experience:
         """The same tokens, end token included; or those of the reward model's own tokenizer and template."""
         if self._reward_renderer is None:
             return texts
-        limit = self.config.max_prompt_length + self.config.max_completion_length
+        limit = 2 * (self.config.max_prompt_length + self.config.max_completion_length)
         read = []
-        for row, answer in zip(rows, words, strict=True):
-            messages = [*row["prompt"], {"role": "assistant", "content": answer}]
-            rendered, _ = self._reward_renderer.fit(messages, 2 * limit)
-            read.append(rendered.input_ids)
+        for row, answer, finished in zip(rows, words, texts.finished, strict=True):
+            answers = [[{"role": "assistant", "content": answer}]]
+            pair, lost = self._reward_renderer.pair(row["prompt"], answers, limit, row.get("tools"))
+            if pair is None:
+                raise ValueError(f"the reward model's template leaves no room for an answer in {limit} tokens")
+            ids = [*pair.prompt_ids, *pair.completion_ids[0]]
+            read.append(ids if finished or lost.answer_tokens_lost else ids[:-1])  # an answer that was cut has no end
         return Texts(read, [[] for _ in read], texts.finished)

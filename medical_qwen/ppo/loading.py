@@ -25,6 +25,7 @@ from medical_qwen.arguments import ModelArguments
 from medical_qwen.models import (
     Lineage,
     absolute,
+    fingerprint,
     is_adapter,
     load_base,
     load_for_training,
@@ -82,7 +83,7 @@ class RewardCheckpoint:
         """`model` with this adapter, frozen, under the name "reward"."""
         base = model.get_base_model() if isinstance(model, PeftModel) else model
         expected, given = read_summary(self.path).get("base_fingerprint"), getattr(base, "base_fingerprint", None)
-        if expected and given and expected != given:
+        if expected and expected != (given or fingerprint(base)):
             raise ValueError(
                 f"--reward_model_path: {self.path} is an adapter of another base than {model.name_or_path}"
             )
@@ -144,9 +145,10 @@ def load_ppo_model(
     theirs = reward.below.adapters if share else lineage.adapters
     # partitioned weights (ZeRO-3) cannot be merged into: everything is stacked
     common = () if is_deepspeed_zero3_enabled() else _common(lineage.adapters, theirs)
-    if share and not all(_stacks(adapter) for adapter in (*lineage.adapters[len(common) :], *theirs[len(common) :])):
-        share, common = False, lineage.adapters
     above, above_reward = lineage.adapters[len(common) :], theirs[len(common) :] if share else ()
+    dora = (args.use_dora and above) or (above_reward and _config(reward.path).get("use_dora"))  # it scales its base
+    if dora or not all(_stacks(adapter) for adapter in (*above, *above_reward)):
+        share, common, above, above_reward = False, lineage.adapters, (), ()
     below = {"model_name_or_path": (lineage.root, *common)[-1], "adapter_name_or_path": None} if above else {}
     policy = get_peft_model(*load(**below))
     policy.peft_config[POLICY].base_model_name_or_path = absolute((lineage.root, *lineage.adapters)[-1])
@@ -162,9 +164,13 @@ def _common(a: tuple[str, ...], b: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(x for x, _ in itertools.takewhile(lambda pair: _same(*pair), zip(a, b, strict=False)))
 
 
+def _config(adapter: str) -> dict:
+    return json.loads((Path(adapter) / "adapter_config.json").read_text(encoding="utf-8"))
+
+
 def _stacks(adapter: str) -> bool:
     """Whether an adapter can be active beside others: plain LoRA adds up, trained modules and DoRA do not."""
-    config = json.loads((Path(adapter) / "adapter_config.json").read_text(encoding="utf-8"))
+    config = _config(adapter)
     return config["peft_type"] == "LORA" and not config.get("modules_to_save") and not config.get("use_dora")
 
 

@@ -36,7 +36,10 @@ def masked_mean(values: Tensor, mask: Tensor, reduce: Reduce | None = None) -> T
 def masked_whiten(
     values: Tensor, mask: Tensor, shift_mean: bool = True, reduce: Reduce | None = None, eps: float = 1e-8
 ) -> Tensor:
-    """`values` at variance 1 and, with `shift_mean`, mean 0 over the mask (biased variance); 0 outside the mask."""
+    """`values` at variance 1 and, with `shift_mean`, mean 0 over the mask (biased variance); 0 outside the mask.
+
+    x' = (x - mean) / sqrt(variance + eps), as advantages are normalised (Andrychowicz et al., arXiv 2006.05990).
+    """
     mean = masked_mean(values, mask, reduce)
     variance = masked_mean((values - mean) ** 2, mask, reduce)
     whitened = (values - mean) * torch.rsqrt(variance + eps)
@@ -188,6 +191,8 @@ def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> 
 
 def token_entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """Entropy of each position's distribution, in nats: H = logsumexp(z / tau) - sum_a p_a * z_a / tau.
+
+    PPO's bonus S (Schulman et al., arXiv 1707.06347, eq. 9).
 
     Args:
         logits: (..., V), any floating type; computed in float32.

@@ -190,5 +190,6 @@ def _disable_dropout(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
+        for name in ("dropout", "attention_dropout", "hidden_dropout", "activation_dropout", "layerdrop"):
+            if isinstance(getattr(module, name, None), float):  # for torch.nn.functional.dropout
+                setattr(module, name, 0.0)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, broadcast
 from datasets import Dataset
 from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.trainer_utils import get_last_checkpoint
 
 from medical_qwen.ppo import losses
 from medical_qwen.ppo.config import PPOConfig
@@ -126,7 +127,7 @@ class PPOTrainer(Trainer):
             raise Diverged(
                 f"PPO stopped at step {self.state.global_step}: the KL to the reference is {figures['kl']:.1f} nats "
                 f"per answer, more than --max_kl {self.args.max_kl:g}. Lower --learning_rate or --num_ppo_epochs, "
-                f"raise --kl_coef or set --target_kl; the last checkpoint in {self.args.output_dir} is from before"
+                f"raise --kl_coef or set --target_kl{self._before()}"
             )
 
     def _show(self, rows: list[dict[str, Any]], judged: Judged) -> None:
@@ -212,9 +213,14 @@ class PPOTrainer(Trainer):
             raise Diverged(
                 f"PPO stopped at step {self.state.global_step}: the loss is not finite "
                 f"({', '.join(f'{name} {value:g}' for name, value in figures.items())}). Lower --learning_rate or "
-                f"--max_grad_norm; the last checkpoint in {self.args.output_dir} is from before"
+                f"--max_grad_norm{self._before()}"
             )
         self._note(figures)
+
+    def _before(self) -> str:
+        """What there is to go back to, for a message."""
+        last = get_last_checkpoint(self.args.output_dir)
+        return f"; {last} is from before" if last else ""
 
     def _backward(self, loss: Tensor) -> None:
         deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
@@ -340,20 +346,28 @@ class PPOTrainer(Trainer):
         """And this rank's rollout, if its update is not over, and the KL coefficient."""
         super()._save_rng_state(output_dir)
         done = self.state.global_step % self.args.steps_per_rollout == 0
-        state = {"kl_coef": self.kl_controller.coef, "rollout": None if done else self._rollout.state_dict()}
+        rollout = None if done else self._rollout.state_dict()
+        state = {"kl_coef": self.kl_controller.coef, "ranks": self.args.world_size, "rollout": rollout}
         torch.save(state, self._state_file(output_dir))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)
         if checkpoint is None:
             return
-        file = self._state_file(checkpoint)
-        if not file.is_file():
-            logger.warning("%s is missing: the rollout starts anew, the KL coefficient at --kl_coef", file)
-            return
-        state = torch.load(file, weights_only=True, map_location="cpu")
-        self.kl_controller.coef = state["kl_coef"]
-        self._rollout = Rollout.from_state_dict(state["rollout"], self.args.device) if state["rollout"] else None
+        file, ranks = self._state_file(checkpoint), self.args.world_size
+        state = torch.load(file, weights_only=True, map_location="cpu") if file.is_file() else {}
+        # all ranks do the same: a new rank has no file, and what is left of a rollout is worth nothing to fewer ranks
+        fits = torch.tensor(float(state.get("ranks") == ranks), device=self.args.device)
+        coef = torch.tensor(state.get("kl_coef", math.nan), dtype=torch.float64, device=self.args.device)
+        coef = broadcast(coef, from_process=0).item()
+        if math.isfinite(coef):
+            self.kl_controller.coef = coef
+        if self.experience.sum(fits).item() < ranks:
+            logger.warning(
+                "%s is not of %d ranks: its rollout is not gone on with, a new one is made", checkpoint, ranks
+            )
+        elif state["rollout"]:
+            self._rollout = Rollout.from_state_dict(state["rollout"], self.args.device)
 
     def _state_file(self, folder: str) -> Path:
         return Path(folder) / f"ppo_state_{self.args.process_index}.pth"
