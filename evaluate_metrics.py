@@ -82,7 +82,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def answered(args: argparse.Namespace) -> Iterator[tuple[str, dict]]:
     """The rows of --data_file with the model's `prediction`, and with the gold answer under its usual name."""
     from medical_qwen.generation import Generator, Sampling, answer_file, describe_files, describe_model
-    from medical_qwen.models import resolve
+    from medical_qwen.lineage import resolve
     from medical_qwen.records import stream
 
     [questions] = args.data_file

@@ -18,7 +18,8 @@ questions: conversations lend their turns before the last answer, with their who
 from transformers import set_seed
 
 from medical_qwen.arguments import DataArguments, ModelArguments
-from medical_qwen.models import resolve, tokenizer_for_training, whole_directory
+from medical_qwen.lineage import resolve
+from medical_qwen.models import tokenizer_for_training, whole_directory
 from medical_qwen.ppo import PPOConfig, PPOTrainer, from_endpoint, load_ppo_model
 from medical_qwen.records import load_splits
 from medical_qwen.rendering import Renderer

@@ -25,7 +25,8 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import RewardConfig, RewardTrainer
 
 from medical_qwen.arguments import DataArguments, ModelArguments
-from medical_qwen.models import absolute, load_for_training, merged_directory, resolve, tokenizer_for_training
+from medical_qwen.lineage import absolute, resolve
+from medical_qwen.models import load_for_training, merged_directory, tokenizer_for_training
 from medical_qwen.records import load_splits
 from medical_qwen.rendering import Renderer
 from medical_qwen.scoring import pair_report

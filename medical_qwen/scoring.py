@@ -34,7 +34,7 @@ JUDGE_PROMPT = """请你作为严格的医学专家，为下面的回答打分�
 {answer}
 {gold}
 只输出一个 0 到 10 的整数，10 分最好。"""
-OUT_OF_TEN = re.compile(r"([/／]\s*|[满总]分\s*(为|是)?\s*|out of )10\b", re.IGNORECASE)
+OUT_OF_TEN = re.compile(r"([/／]\s*|[满总]分\s*(为|是)?\s*|out of )10(?!\d)", re.IGNORECASE)
 
 
 class RewardModel:

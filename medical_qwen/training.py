@@ -104,6 +104,8 @@ def _start(config: TrainingArguments) -> None:
         import deepspeed  # ZeRO-3 counts the ranks while the model loads, so they must have met before
 
         deepspeed.init_distributed(dist_backend="gloo", verbose=False)
+    if config.device.type == "cpu":
+        config.__dict__["_setup_devices"] = torch.device("cpu")  # torch.load cannot resume on "cpu:0"
     set_seed(config.seed)  # fresh weights and new embedding rows are random
     if getattr(config, "packing", False) or getattr(config, "padding_free", False):
         _settle_flat_rows(config)
@@ -220,8 +222,9 @@ class Measured:
             starts = self._starts(inputs)
             own = self._own_rows(len(starts))
             if 0 < own < len(starts):
-                flat = len(inputs["labels"]) == 1
-                inputs = {k: v[:, : starts[own]] if flat else v[:own] for k, v in inputs.items()}
+                labels = inputs["labels"].clone()
+                (labels[0] if len(labels) == 1 else labels)[starts[own] :] = -100
+                inputs = {**inputs, "labels": labels}
         result = super().prediction_step(model, inputs, *args, **kwargs)
         if own and result[0] is not None and hasattr(self, "_eval_sums"):
             predicted = (inputs["labels"][..., 1:] != -100).sum().item()

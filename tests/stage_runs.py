@@ -78,7 +78,7 @@ def two_ranks(*runs: list[str], **environment: str) -> None:
     done = subprocess.run(
         [*command, "tests/ranks.py", json.dumps([[*words, "--use_cpu", "True"] for words in runs])],
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"} | environment,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONFAULTHANDLER": "1"} | environment,
         capture_output=True,
         text=True,
         timeout=600,

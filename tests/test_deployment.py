@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from medical_qwen.generation.deployment import deploy, tokenizer_folder
 from medical_qwen.generation.guard import RequireKey
-from medical_qwen.models import load_base, load_tokenizer, resolve
+from medical_qwen.lineage import resolve
+from medical_qwen.models import load_base, load_tokenizer
 from medical_qwen.rendering import Renderer
 from template import TEMPLATES
 

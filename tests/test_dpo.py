@@ -22,7 +22,8 @@ from transformers import AutoTokenizer
 
 import dpo_training
 import supervised_finetuning
-from medical_qwen.models import load_base, resolve
+from medical_qwen.lineage import resolve
+from medical_qwen.models import load_base
 from medical_qwen.rendering import Renderer
 
 LORA = ["--use_peft", "True", "--learning_rate", "1e-2"]

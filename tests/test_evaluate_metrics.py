@@ -212,9 +212,9 @@ def model(shared) -> str:
 
 
 def test_questions_without_an_answer_are_found_before_a_model_answers_them(tmp_path):
-    (tmp_path / "asked.txt").write_text("感冒了怎么办？\n", encoding="utf-8")
+    questions = jsonl(tmp_path / "asked.jsonl", [{"question": "感冒了怎么办？"}])
     with pytest.raises(ValueError, match="expected a reference"):
-        evaluate_metrics.main(["--base_model", "./no_such_model", "--data_file", str(tmp_path / "asked.txt")])
+        evaluate_metrics.main(["--base_model", "./no_such_model", "--data_file", questions])
 
 
 def test_a_model_answers_first(model, tmp_path):

@@ -14,7 +14,8 @@ import grpo_training
 import reward_modeling
 import supervised_finetuning
 from medical_qwen.arguments import DataArguments
-from medical_qwen.models import load_base, resolve
+from medical_qwen.lineage import resolve
+from medical_qwen.models import load_base
 from medical_qwen.records import load_splits
 from medical_qwen.rendering import Renderer
 from medical_qwen.rewards import REWARDS

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 import merge_peft_adapter as tool
 
-from medical_qwen.models import attach, load_base, load_tokenizer, resolve, save_atomically
+from medical_qwen.lineage import resolve
+from medical_qwen.models import attach, load_base, load_tokenizer, save_atomically
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])
 

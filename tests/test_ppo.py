@@ -35,7 +35,8 @@ from trl.generation.vllm_generation import VLLMGeneration
 
 import ppo_training
 from medical_qwen.arguments import ModelArguments
-from medical_qwen.models import fingerprint, load_base, resolve
+from medical_qwen.lineage import resolve
+from medical_qwen.models import fingerprint, load_base
 from medical_qwen.ppo import PPOConfig, PPOTrainer, from_endpoint, from_functions, load_ppo_model
 from medical_qwen.ppo import roles as ppo_roles
 from medical_qwen.ppo.config import VLLM
@@ -787,7 +788,7 @@ def test_dora_is_not_stacked(world, tokenizer, tmp_path):
         model_name_or_path=str(world["sft"]), use_peft=True, use_dora=True, lora_r=4, dtype="float32"
     )
     model = load_ppo_model(args, tokenizer, str(world["rm"]))  # plain LoRA would share the base with rm
-    assert "reward" in model.own and model.roles["policy"] == ("default",)
+    assert "reward" in model.own and not [name for name in model.policy.peft_config if name.startswith("policy_base")]
     trainer = PPOTrainer(model, make_args(tmp_path), make_prompts(tokenizer, 20), processing_class=tokenizer)
     trainer.train()
     trainer.save_model()

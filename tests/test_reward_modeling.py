@@ -26,7 +26,8 @@ import dpo_training
 import reward_modeling
 import supervised_finetuning
 from medical_qwen.arguments import DataArguments
-from medical_qwen.models import load_base, resolve
+from medical_qwen.lineage import resolve
+from medical_qwen.models import load_base
 from medical_qwen.records import load_splits
 from medical_qwen.rendering import Renderer
 from medical_qwen.scoring import RewardModel, pair_report

@@ -19,7 +19,8 @@ from peft import LoraConfig, get_peft_model
 import inference
 from medical_qwen.generation import Generator, Request, Sampling
 from medical_qwen.generation import Server as Engine
-from medical_qwen.models import load_base, load_tokenizer, resolve
+from medical_qwen.lineage import resolve
+from medical_qwen.models import load_base, load_tokenizer
 from medical_qwen.rendering import Renderer
 
 pytestmark = pytest.mark.slow

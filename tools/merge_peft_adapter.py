@@ -19,15 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from medical_qwen.models import (
-    attach,
-    fit_embeddings,
-    load_base,
-    load_tokenizer,
-    refuse_reward_model,
-    resolve,
-    torch_dtype,
-)
+from medical_qwen.lineage import refuse_reward_model, resolve
+from medical_qwen.models import attach, fit_embeddings, load_base, load_tokenizer, torch_dtype
 from medical_qwen.training import run
 
 PROBE = "患者，男，58岁，反复胸闷、气短三年，加重一周。 The patient denies fever. 血压 150/95 mmHg。"

@@ -15,19 +15,16 @@ from pathlib import Path
 
 from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 
-from medical_qwen.models import (
+from medical_qwen.lineage import (
     ADAPTER_CONFIG,
     Lineage,
-    cache_folder,
     check_same_base,
     find_adapter,
-    load_tokenizer,
-    merged_directory,
     read_summary,
     refuse_reward_model,
     resolve,
-    save_atomically,
 )
+from medical_qwen.models import cache_folder, load_tokenizer, merged_directory, save_atomically
 from medical_qwen.rendering import Renderer
 
 logger = logging.getLogger(__name__)

@@ -19,7 +19,8 @@ from medical_qwen.generation.decoding import Batch, Prompt, Row
 from medical_qwen.generation.interface import Answer, Request, Sampling, Stream, plan_batches
 from medical_qwen.generation.live import Live
 from medical_qwen.generation.text import TextStream
-from medical_qwen.models import fit_embeddings, load_base, load_tokenizer, resolve
+from medical_qwen.lineage import resolve
+from medical_qwen.models import fit_embeddings, load_base, load_tokenizer
 from medical_qwen.rendering import Renderer
 
 logger = logging.getLogger(__name__)

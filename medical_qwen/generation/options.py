@@ -142,7 +142,7 @@ def describe_engine(args: argparse.Namespace) -> dict:
     """What of the flags an answer depends on, and the state of the model's files: for a job's journal."""
     if args.api_base:
         return {"api_base": args.api_base, "api_model": Server(args.api_base, args.api_model, args.api_key).model}
-    from medical_qwen.models import resolve
+    from medical_qwen.lineage import resolve
 
     lineage = resolve(args.base_model, args.lora_model)
     flags = {name: getattr(args, name) for name in ("base_model", *_LOCAL)}

@@ -8,7 +8,8 @@ from transformers import PreTrainedTokenizerBase
 from medical_qwen.generation.decoding import GREEDY_BELOW, Row
 from medical_qwen.generation.engine import TokenEngine, find_tokenizer
 from medical_qwen.generation.interface import Answer, Request, Sampling
-from medical_qwen.models import merged_directory, resolve
+from medical_qwen.lineage import resolve
+from medical_qwen.models import merged_directory
 
 
 class VllmEngine(TokenEngine):

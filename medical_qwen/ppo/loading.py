@@ -22,19 +22,8 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from medical_qwen.arguments import ModelArguments
-from medical_qwen.models import (
-    Lineage,
-    absolute,
-    fingerprint,
-    is_adapter,
-    load_base,
-    load_for_training,
-    load_tokenizer,
-    read_summary,
-    resolve,
-    torch_dtype,
-    undivided,
-)
+from medical_qwen.lineage import Lineage, absolute, is_adapter, read_summary, resolve
+from medical_qwen.models import fingerprint, load_base, load_for_training, load_tokenizer, torch_dtype, undivided
 from medical_qwen.ppo.roles import POLICY, REWARD, VALUE, PPOModel
 
 logger = logging.getLogger(__name__)
