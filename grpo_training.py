@@ -26,7 +26,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from medical_qwen.arguments import DataArguments, ModelArguments
 from medical_qwen.lineage import resolve
-from medical_qwen.models import load_for_training, tokenizer_for_training, whole_directory
+from medical_qwen.models import load_for_training, same_tokens, tokenizer_for_training, whole_directory
 from medical_qwen.records import load_splits
 from medical_qwen.rendering import Renderer
 from medical_qwen.rewards import REWARDS, Reward, load_reward
@@ -122,15 +122,15 @@ def load_rewards(
         raise ValueError(f"--reward_weights: expected one for each of {count} rewards, got {config.reward_weights}")
     if args.reward_model_path:
         model = RewardModel.load(args.reward_model_path, "auto", config.device, config.trust_remote_code)
-        functions.append(by_model(model, same_tokens=model.reads(tokenizer)))
+        functions.append(by_model(model, same_tokens(model.tokenizer, tokenizer)))
     if args.judge_url:
         functions.append(by_judge(Judge(args.judge_url, args.judge_model)))
     return functions
 
 
-def by_model(model: RewardModel, same_tokens: bool) -> Reward:
+def by_model(model: RewardModel, reads_ids: bool) -> Reward:
     def reward_model(prompts, completions, completion_ids, prompt_ids, **columns) -> list[float]:
-        if same_tokens:  # an answer that was cut has no end then
+        if reads_ids:  # an answer that was cut has no end then
             return model.score_ids([[*a, *b] for a, b in zip(prompt_ids, completion_ids, strict=True)])
         return model.score([[*a, *b] for a, b in zip(prompts, completions, strict=True)])
 

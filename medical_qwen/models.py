@@ -70,6 +70,11 @@ def load_tokenizer(
     return tokenizer
 
 
+def same_tokens(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase) -> bool:
+    """Whether two tokenizers make the same ids of a conversation."""
+    return first.chat_template == second.chat_template and first.get_vocab() == second.get_vocab()
+
+
 def tokenizer_for_training(args: ModelArguments, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of the checkpoint that a stage starts from, or the one that was named instead."""
     path = args.tokenizer_name_or_path or args.model_name_or_path

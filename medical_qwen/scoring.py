@@ -73,11 +73,6 @@ class RewardModel:
         inner = model.get_base_model() if hasattr(model, "get_base_model") else model
         return cls(inner.base_model, inner.score, tokenizer)
 
-    def reads(self, tokenizer: PreTrainedTokenizerBase) -> bool:
-        """Whether a conversation has the same tokens for `tokenizer` as for this model."""
-        mine = self.tokenizer
-        return mine.chat_template == tokenizer.chat_template and mine.get_vocab() == tokenizer.get_vocab()
-
     def score(self, conversations: Sequence[Sequence[Message]], tools: Sequence | None = None) -> list[float]:
         """One number per conversation; each ends with the assistant's answer. Too long: its oldest turns go."""
         tools = tools or [None] * len(conversations)

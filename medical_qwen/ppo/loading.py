@@ -23,7 +23,15 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from medical_qwen.arguments import ModelArguments
 from medical_qwen.lineage import Lineage, absolute, is_adapter, read_summary, resolve
-from medical_qwen.models import fingerprint, load_base, load_for_training, load_tokenizer, torch_dtype, undivided
+from medical_qwen.models import (
+    fingerprint,
+    load_base,
+    load_for_training,
+    load_tokenizer,
+    same_tokens,
+    torch_dtype,
+    undivided,
+)
 from medical_qwen.ppo.roles import POLICY, REWARD, VALUE, PPOModel
 
 logger = logging.getLogger(__name__)
@@ -107,11 +115,6 @@ class RewardCheckpoint:
                 "serve it behind --reward_url"
             )
         return model.base_model
-
-    def reads(self, tokenizer: PreTrainedTokenizerBase) -> bool:
-        """Whether its own tokenizer would make the same tokens of a conversation as `tokenizer`."""
-        mine = self.tokenizer
-        return mine.chat_template == tokenizer.chat_template and mine.get_vocab() == tokenizer.get_vocab()
 
 
 def load_ppo_model(
@@ -213,7 +216,7 @@ def separate_roles(
     own, head, start = {"reference": reference.requires_grad_(False), "value": value.base_model}, None, None
     if reward is not None:
         own["reward"], head = reward.trunk("auto").requires_grad_(False), reward.score_head()
-        if reward.reads(tokenizer):
+        if same_tokens(reward.tokenizer, tokenizer):
             own["value"], start = reward.trunk("float32"), head
     own["value"].requires_grad_(True)
     logger.info("full training: %d models", 1 + len(own))
@@ -247,4 +250,4 @@ def _reading(
     """The reward model's tokenizer, if it differs from the policy's, and its pad token."""
     if reward is None:
         return None, None
-    return None if reward.reads(tokenizer) else reward.tokenizer, reward.tokenizer.pad_token_id
+    return None if same_tokens(reward.tokenizer, tokenizer) else reward.tokenizer, reward.tokenizer.pad_token_id
