@@ -31,8 +31,8 @@ from medical_qwen.records import load_splits
 from medical_qwen.rendering import Renderer
 from medical_qwen.rewards import REWARDS, Reward, load_reward
 from medical_qwen.scoring import Judge, RewardModel
-from medical_qwen.tokens import show_rows, tokenize_prompts
-from medical_qwen.training import SeededOrder, finish, parse, run
+from medical_qwen.tokens import SeededOrder, show_rows, tokenize_prompts
+from medical_qwen.training import finish, parse, run
 
 logger = logging.getLogger(__name__)
 

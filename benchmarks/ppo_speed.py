@@ -58,7 +58,7 @@ def main() -> None:
         f"memory {memory['trl'] / memory['ours']:.2f}; {options.steps} steps each"
     )
     write_result(
-        "ppo_speed_full" if options.full else "ppo_speed",
+        f"ppo_speed_{Path(options.model_name_or_path).name}" + ("_full" if options.full else ""),
         {
             "settings": {name: value for name, value in vars(options).items() if name not in ("worker", "folder")},
             "seconds_per_step": {name: [round(value, 2) for value in values] for name, values in seconds.items()},

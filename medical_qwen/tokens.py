@@ -1,4 +1,4 @@
-"""From records to the rows that a stage trains on: tokenized, cached, what was cut counted, shown."""
+"""From records to the rows that a stage trains on: tokenized, cached, what was cut counted, shown, in order."""
 
 import hashlib
 import inspect
@@ -6,12 +6,14 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 
+import torch
 from datasets import Dataset, concatenate_datasets
 from datasets.fingerprint import Hasher
-from transformers import PreTrainedTokenizerBase, TrainingArguments
+from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from medical_qwen.rendering import Renderer, Truncation, TruncationReport
 
@@ -130,6 +132,36 @@ def _pieces(row: dict) -> Iterator[tuple[list[int], int | None]]:
     for name, colour in (("prompt_ids", None), ("chosen_ids", GREEN), ("rejected_ids", RED)):
         if name in row:
             yield row[name], colour
+
+
+class SeededOrder(torch.utils.data.Sampler):
+    """The rows of an epoch in an order that follows from the seed and the epoch alone.
+
+    Trainer's samplers draw from the random numbers as they stand. A run that is resumed in its second epoch, or a rank
+    whose numbers have run apart from the others', would see some rows twice and others never. And where they group
+    rows by length, they go from the longest to the shortest, 50 batches long: a small data set is not shuffled at all.
+    Here the groups are, but for the first: rows that are too long for the memory are met at once.
+    """
+
+    def __init__(self, sampler: torch.utils.data.Sampler, trainer: Trainer) -> None:
+        self.sampler, self.trainer = sampler, trainer
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[int]:
+        args = self.trainer.args
+        seed = args.seed if args.data_seed is None else args.data_seed
+        with torch.random.fork_rng(devices=[]):
+            generator = getattr(self.sampler, "generator", None) or torch.default_generator
+            generator.manual_seed(seed + int(self.trainer.state.epoch or 0))
+            rows = list(self.sampler)
+            if isinstance(self.sampler, LengthGroupedSampler):
+                size = self.sampler.batch_size * args.world_size
+                groups = [rows[i : i + size] for i in range(size, len(rows) - size + 1, size)]
+                shuffled = [groups[i] for i in torch.randperm(len(groups), generator=generator).tolist()]
+                rows[size : size + size * len(groups)] = chain.from_iterable(shuffled)
+            return iter(rows)
 
 
 def source_digest() -> str:

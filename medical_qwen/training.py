@@ -20,7 +20,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from transformers.trainer_callback import ExportableState
 from transformers.utils import logging as hf_logging
 
 from medical_qwen.arguments import ALIASES, WITHOUT_EFFECT
+from medical_qwen.tokens import SeededOrder
 
 logger = logging.getLogger(__name__)
 
@@ -174,28 +175,6 @@ class WrittenBy(TrainerCallback, ExportableState):
 
     def state(self) -> dict:
         return {"args": {"ranks": self.ranks}, "attributes": {"ranks": self.ranks}}
-
-
-class SeededOrder(torch.utils.data.Sampler):
-    """The rows of an epoch in an order that follows from the seed and the epoch alone.
-
-    Trainer's samplers draw from the random numbers as they stand. A run that is resumed in its second epoch, or a rank
-    whose numbers have run apart from the others', would see some rows twice and others never.
-    """
-
-    def __init__(self, sampler: torch.utils.data.Sampler, trainer: Trainer) -> None:
-        self.sampler, self.trainer = sampler, trainer
-
-    def __len__(self) -> int:
-        return len(self.sampler)
-
-    def __iter__(self) -> Iterator[int]:
-        args = self.trainer.args
-        seed = args.seed if args.data_seed is None else args.data_seed
-        with torch.random.fork_rng(devices=[]):
-            generator = getattr(self.sampler, "generator", None) or torch.default_generator
-            generator.manual_seed(seed + int(self.trainer.state.epoch or 0))
-            return iter(list(self.sampler))
 
 
 class Measured:

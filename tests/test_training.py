@@ -1,6 +1,7 @@
 """PT and SFT through their real entry points, on a model of 100k parameters."""
 
 import importlib
+import itertools
 import json
 import math
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from datasets import Dataset
 from safetensors.torch import load_file
 from stage_runs import QUIET, flags, two_ranks, weights, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 import pretraining
 import supervised_finetuning
@@ -24,7 +27,7 @@ from medical_qwen.lineage import resolve
 from medical_qwen.models import load_base
 from medical_qwen.perplexity import answer_likelihood
 from medical_qwen.rendering import Renderer
-from medical_qwen.tokens import show_rows, tokenize_prompts
+from medical_qwen.tokens import SeededOrder, show_rows, tokenize_prompts
 from medical_qwen.training import WrittenBy, last_complete_checkpoint, parse
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -249,6 +252,24 @@ def test_killed_and_resumed_equals_uninterrupted(tiny_model, data, tmp_path):
     assert same(weights(killed), weights(tmp_path / "whole"), 0)
     whole = json.loads((tmp_path / "whole" / "run_summary.json").read_text())
     assert summary["metrics"]["train_loss"] == pytest.approx(whole["metrics"]["train_loss"], abs=1e-3)
+
+
+@pytest.mark.parametrize("number", [3, 8, 90, 91])
+def test_rows_grouped_by_length_come_in_random_order(number):
+    """Trainer alone would go from the longest to the shortest."""
+    lengths = [1 + (7 * i) % number for i in range(number)]
+    args = SimpleNamespace(seed=1, data_seed=None, world_size=1)
+    orders = []
+    for epoch in (0, 0, 1):
+        trainer = SimpleNamespace(args=args, state=SimpleNamespace(epoch=float(epoch)))
+        orders.append(list(SeededOrder(LengthGroupedSampler(2, lengths=lengths), trainer)))
+        torch.rand(3)
+    assert orders[0] == orders[1] and sorted(orders[0]) == list(range(number))
+    if number > 8:
+        assert orders[0] != orders[2]
+        pairs = [[lengths[row] for row in orders[0][i : i + 2]] for i in range(0, number - 1, 2)]
+        assert sum(max(pair) - min(pair) for pair in pairs) / len(pairs) < number / 8  # at random: number / 3
+        assert sum(a < b for a, b in itertools.pairwise(map(sum, pairs))) > len(pairs) / 4
 
 
 SECOND_EPOCH = ["--num_train_epochs", "2", "--save_steps", "9", "--per_device_train_batch_size", "2",
