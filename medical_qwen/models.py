@@ -132,7 +132,7 @@ def merged_directory(lineage: Lineage, auto_class: type = AutoModelForCausalLM, 
     target = cache_folder() / "merged" / digest.hexdigest()[:16]
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
-        if not target.is_dir():
+        if not (target / "config.json").is_file():
             logger.info("merging %s into a copy of the base: %s", " + ".join(lineage.adapters), target)
             with undivided():
                 save_atomically(load_base(lineage, auto_class=auto_class, **source), target)
@@ -170,6 +170,8 @@ def save_atomically(model: PreTrainedModel, target: Path, *others) -> None:
     Where another process was faster, its folder stays.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
+    if hasattr(model, "should_save_on_this_rank"):  # transformers writes on rank 0 alone, elsewhere an empty folder
+        model.should_save_on_this_rank = lambda is_main_process: True
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         for part in (model, *others):
             part.save_pretrained(Path(folder) / "model")

@@ -64,7 +64,7 @@ def sft(tiny_model, tmp_path_factory) -> Path:
     rows = [{"messages": [*row["prompt"], *row["chosen"]]} for row in pairs(16)]
     data = write_rows(folder / "train.jsonl", rows)
     supervised_finetuning.main(
-        flags(tiny_model, data, folder / "sft", "--use_peft", "True", "--max_steps", "8", "--learning_rate", "2e-2")
+        flags(tiny_model, data, folder / "sft", "--use_peft", "True", "--max_steps", "24", "--learning_rate", "1e-2")
     )
     return folder / "sft"
 

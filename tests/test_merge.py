@@ -9,6 +9,7 @@ import torch
 from conftest import make_tiny_model
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.distributed import mixin
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 import merge_peft_adapter as tool
@@ -145,6 +146,16 @@ def test_a_folder_that_another_process_has_made_meanwhile_stays(tmp_path):
 
     save_atomically(Model(), tmp_path / "made")
     assert [path.name for path in (tmp_path / "made").iterdir()] == ["first"]
+
+
+def test_whichever_rank_is_first_writes_the_merged_copy(tiny_model, tmp_path, monkeypatch):
+    """transformers would leave an empty folder on all ranks but the first."""
+    monkeypatch.setattr(mixin, "_is_torch_distributed_initialized", lambda: True)
+    monkeypatch.setattr(mixin, "_get_torch_distributed_rank", lambda: 1)
+    model = load_base(resolve(str(tiny_model)))
+    (tmp_path / "made").mkdir()  # as such a rank has left it
+    save_atomically(model, tmp_path / "made")
+    assert {"config.json", "model.safetensors"} <= {path.name for path in (tmp_path / "made").iterdir()}
 
 
 def test_an_adapter_of_another_base_is_refused(tiny_model, tmp_path):
