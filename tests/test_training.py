@@ -290,19 +290,14 @@ def test_resume_amid_the_second_epoch_meets_the_rows_that_are_left(tiny_model, d
 
 @pytest.mark.slow
 def test_resume_amid_the_second_epoch_on_two_ranks(tiny_model, data, tmp_path):
-    runs = {name: tmp_path / name for name in ("random", "group_by_length")}
-    stages = [
-        ["supervised_finetuning", *flags(tiny_model, data, out, *SECOND_EPOCH, "--train_sampling_strategy", name)]
-        for name, out in runs.items()
-    ]
-    two_ranks(*stages)
-    whole = {name: (losses(out), weights(out)) for name, out in runs.items()}
-    for out in runs.values():
-        shutil.rmtree(out / "checkpoint-12", ignore_errors=True)
-        (out / "run_summary.json").unlink()
-    two_ranks(*stages)
-    for name, out in runs.items():
-        assert losses(out) == whole[name][0] and same(weights(out), whole[name][1], 0)
+    out = tmp_path / "out"
+    run = flags(tiny_model, data, out, *SECOND_EPOCH, "--train_sampling_strategy", "group_by_length")
+    two_ranks(["supervised_finetuning", *run])
+    whole = losses(out), weights(out)
+    shutil.rmtree(out / "checkpoint-12", ignore_errors=True)
+    (out / "run_summary.json").unlink()
+    two_ranks(["supervised_finetuning", *run])
+    assert losses(out) == whole[0] and same(weights(out), whole[1], 0)
 
 
 def test_a_checkpoint_is_whole_by_the_ranks_that_wrote_it(tmp_path):
