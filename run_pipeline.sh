@@ -35,7 +35,9 @@ else
     --max_prompt_length 256 --max_completion_length 48)
   DPO=("${SMALL[@]}" --per_device_train_batch_size 2 --max_steps 8 --max_length 512 --learning_rate 2e-4
     --eval_strategy no --max_eval_samples 16)
-  GRPO=("${SMALL[@]}" --max_steps 4 --num_generations 4 --max_prompt_length 256 --max_completion_length 48)
+  # Four steps do not find a right answer: the share of Chinese characters is a reward that differs between answers.
+  GRPO=("${SMALL[@]}" --max_steps 4 --num_generations 4 --max_prompt_length 256 --max_completion_length 48
+    --reward_funcs choice number chinese --reward_weights 1 1 0.5)
 fi
 BASE="$MODEL"
 mkdir -p "$OUTPUT/answers" "$OUTPUT/scores"
