@@ -6,7 +6,7 @@ cd "$(dirname "$0")"
 . tools/launch.sh
 
 case " $* " in
-  *" kto "*) ;; # keeps its rows in their order
+  *"--method kto "* | *"--method=kto "*) ;; # keeps its rows in their order
   *) set -- --train_sampling_strategy group_by_length "$@" ;;
 esac
 launch dpo_training.py \

@@ -139,8 +139,8 @@ class SeededOrder(torch.utils.data.Sampler):
 
     Trainer's samplers draw from the random numbers as they stand. A run that is resumed in its second epoch, or a rank
     whose numbers have run apart from the others', would see some rows twice and others never. And where they group
-    rows by length, they go from the longest to the shortest, 50 batches long: a small data set is not shuffled at all.
-    Here the groups are, but for the first: rows that are too long for the memory are met at once.
+    rows by length, every stretch of up to 50 batches goes from the longest to the shortest. Here the groups come in
+    random order but for the first: rows that are too long for the memory are met at once.
     """
 
     def __init__(self, sampler: torch.utils.data.Sampler, trainer: Trainer) -> None:
