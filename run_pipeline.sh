@@ -27,8 +27,10 @@ else
   JOBS="$((CORES < 4 ? CORES : 4))"
   SMALL=(--gradient_checkpointing False --logging_steps 1 --gradient_accumulation_steps 1 --per_device_train_batch_size 4)
   PT=("${SMALL[@]}" --max_steps 10 --max_length 256 --learning_rate 5e-4 --eval_strategy no)
+  # Rows of all lengths in each step: of so few steps, one of short answers alone (32 tokens count as much as 2,000)
+  # would set the tone.
   SFT=("${SMALL[@]}" --per_device_train_batch_size 2 --gradient_accumulation_steps 2 --max_steps 14 --max_length 768
-    --learning_rate 1e-3 --eval_strategy no)
+    --learning_rate 1e-3 --eval_strategy no --train_sampling_strategy random)
   RM=("${SMALL[@]}" --max_steps 8 --max_length 512 --learning_rate 5e-4 --eval_strategy no)
   # Questions alone: prompts with documents before them would be cut at 256 tokens.
   PPO=("${SMALL[@]}" --train_file_dir data/sft/medical_zh_single.jsonl --max_steps 6 --num_ppo_epochs 2
