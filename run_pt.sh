@@ -14,5 +14,6 @@ launch pretraining.py \
   --per_device_train_batch_size 4 --gradient_accumulation_steps 2 \
   --num_train_epochs 1 --learning_rate 2e-4 --lr_scheduler_type cosine --warmup_steps 0.05 \
   --max_length 1024 --packing True \
-  --eval_strategy epoch --save_strategy epoch --logging_steps 5 --report_to tensorboard \
+  --eval_strategy steps --eval_steps 0.2 --save_strategy steps --save_steps 0.2 --save_total_limit 2 \
+  --logging_steps 5 --report_to tensorboard \
   "$@"

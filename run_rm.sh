@@ -16,5 +16,6 @@ launch reward_modeling.py \
   --max_length 1024 \
   --center_rewards_coefficient 0.01 \
   --train_sampling_strategy group_by_length \
-  --eval_strategy epoch --save_strategy epoch --logging_steps 5 --report_to tensorboard \
+  --eval_strategy steps --eval_steps 0.2 --save_strategy steps --save_steps 0.2 --save_total_limit 2 \
+  --logging_steps 5 --report_to tensorboard \
   "$@"

@@ -15,5 +15,6 @@ launch supervised_finetuning.py \
   --num_train_epochs 1 --learning_rate 2e-4 --lr_scheduler_type cosine --warmup_steps 0.05 \
   --max_length 1024 \
   --train_sampling_strategy group_by_length \
-  --eval_strategy epoch --save_strategy epoch --logging_steps 5 --report_to tensorboard \
+  --eval_strategy steps --eval_steps 0.2 --save_strategy steps --save_steps 0.2 --save_total_limit 2 \
+  --logging_steps 5 --report_to tensorboard \
   "$@"

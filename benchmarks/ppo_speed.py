@@ -235,6 +235,7 @@ def ours(options: argparse.Namespace) -> None:
         num_ppo_epochs=options.ppo_epochs,
         per_device_eval_batch_size=options.batch,
         max_completion_length=options.answer_length,
+        rollout_batch_size=options.batch,  # prompts of like length together: less padding
         max_steps=10_000,
         save_strategy="no",
         report_to=[],
