@@ -25,6 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from trl import GRPOConfig, GRPOTrainer
 
 from medical_qwen.arguments import DataArguments, ModelArguments
+from medical_qwen.checkpoints import Resumable
 from medical_qwen.lineage import resolve
 from medical_qwen.models import load_for_training, same_tokens, tokenizer_for_training, whole_directory
 from medical_qwen.records import load_splits
@@ -73,7 +74,7 @@ class Config(GRPOConfig):
     dataset_num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenize the prompts."})
 
 
-class Trainer(GRPOTrainer):
+class Trainer(Resumable, GRPOTrainer):
     """TRL's trainer. The prompts come tokenized: what is in a text stays text, and the ids are those of inference."""
 
     def _generate_and_score_completions(self, inputs):
@@ -177,6 +178,11 @@ def main(argv: list[str] | None = None) -> dict:
         return tokenize_prompts(rows, renderer, config, reward_args.max_prompt_length)
 
     (train, truncation), (held_out, _) = map(tokenized, (splits.train, splits.validation))
+    if len(train) < (prompts := config.generation_batch_size // config.num_generations):
+        raise ValueError(
+            f"{len(train)} prompts are too few for a batch of {config.generation_batch_size} answers, which takes "
+            f"{prompts}: lower --per_device_train_batch_size or --gradient_accumulation_steps"
+        )
     show_rows(train, tokenizer, data_args.show_samples)
     model, adapter, base = load_policy(model_args, config, tokenizer, renderer.stop_token_ids)
     trainer = Trainer(

@@ -50,7 +50,8 @@ class ModelArguments:
         metadata={"help": "Adapter of an earlier stage to go on from, when --model_name_or_path names its base."},
     )
     tokenizer_name_or_path: str | None = field(
-        default=None, metadata={"help": "Tokenizer directory or hub id. Default: --model_name_or_path."}
+        default=None,
+        metadata={"help": "Tokenizer directory or hub id. Default: that of the checkpoint to start from."},
     )
     template_name: str | None = field(
         default=None,

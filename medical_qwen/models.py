@@ -75,9 +75,15 @@ def same_tokens(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase)
     return first.chat_template == second.chat_template and first.get_vocab() == second.get_vocab()
 
 
+def choose_tokenizer(model: str | None, adapter: str | None, named: str | None) -> str | None:
+    """Where the tokenizer is: as named, else with the adapter if it has one, else with the model."""
+    own = adapter and (Path(adapter) / "tokenizer_config.json").is_file()
+    return named or (adapter if own else model)
+
+
 def tokenizer_for_training(args: ModelArguments, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of the checkpoint that a stage starts from, or the one that was named instead."""
-    path = args.tokenizer_name_or_path or args.model_name_or_path
+    path = choose_tokenizer(args.model_name_or_path, args.adapter_name_or_path, args.tokenizer_name_or_path)
     if not path:
         raise ValueError("--model_name_or_path is missing: the model directory or hub id to start from")
     return load_tokenizer(path, args.template_name, args.model_revision, trust_remote_code)

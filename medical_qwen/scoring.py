@@ -21,6 +21,7 @@ from medical_qwen.answers import strip_thinking
 from medical_qwen.metrics import wilson_interval
 from medical_qwen.models import undivided
 from medical_qwen.ppo.loading import RewardCheckpoint
+from medical_qwen.ppo.rollout import read_at
 from medical_qwen.rendering import Renderer
 
 Message = dict[str, str]
@@ -88,7 +89,7 @@ class RewardModel:
 
     @torch.inference_mode()
     def score_ids(self, ids: Sequence[Sequence[int]]) -> list[float]:
-        """One number per row of token ids, taken at its last token."""
+        """One number per row of token ids, taken at its last token that is not the pad token."""
         scores = [0.0] * len(ids)
         for rows in self._batches(ids):
             values = self._forward([list(ids[row]) for row in rows])
@@ -114,7 +115,7 @@ class RewardModel:
         padded = torch.tensor([row + [pad] * (longest - len(row)) for row in ids], device=device)
         mask = torch.arange(longest, device=device) < lengths[:, None]
         hidden = self.trunk(input_ids=padded, attention_mask=mask.long(), use_cache=False).last_hidden_state
-        last = hidden[torch.arange(len(ids), device=device), lengths - 1]
+        last = hidden[torch.arange(len(ids), device=device), [read_at(row, pad) for row in ids]]
         return self.head(last.to(next(self.head.parameters()).dtype)).squeeze(-1).float()
 
 

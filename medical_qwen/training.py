@@ -8,7 +8,6 @@ A stage script shows its stage and leaves this to us:
     finish(trainer, stage="sft", ...)
 """
 
-import contextlib
 import json
 import logging
 import math
@@ -27,17 +26,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from transformers import (
-    HfArgumentParser,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-    set_seed,
-)
-from transformers.trainer_callback import ExportableState
+from transformers import HfArgumentParser, Trainer, TrainingArguments, set_seed
+from transformers.trainer_pt_utils import BatchRebalanceSampler
 from transformers.utils import logging as hf_logging
 
 from medical_qwen.arguments import ALIASES, WITHOUT_EFFECT
+from medical_qwen.checkpoints import Resumable, WrittenBy, checkpoints, last_complete_checkpoint
 from medical_qwen.tokens import SeededOrder
 
 logger = logging.getLogger(__name__)
@@ -120,7 +114,7 @@ def _start(config: TrainingArguments) -> None:
     elif asked and not Path(asked).is_dir():
         raise FileNotFoundError(f"--resume_from_checkpoint: {asked} does not exist")
     if not config.resume_from_checkpoint:
-        if last or (not asked and _checkpoints(Path(config.output_dir))):
+        if last or (not asked and checkpoints(Path(config.output_dir))):
             raise ValueError(
                 f"--output_dir {config.output_dir} holds the checkpoints of an earlier run: "
                 "go on with --resume_from_checkpoint True, or choose another folder"
@@ -146,38 +140,7 @@ def _settle_flat_rows(config: TrainingArguments) -> None:
         config.eval_packing = False
 
 
-def last_complete_checkpoint(folder: Path, world_size: int) -> str | None:
-    """The newest `checkpoint-N` that was written to its end: a killed run may leave a half one behind."""
-
-    def complete(checkpoint: Path, state: dict) -> bool:
-        kept = state.get("stateful_callbacks", {}).get("WrittenBy", {}).get("attributes", {})
-        return len(list(checkpoint.glob("rng_state*.pth"))) >= kept.get("ranks", world_size)
-
-    whole = [path for path, state in _checkpoints(folder).items() if complete(path, state)]
-    return str(max(whole, key=lambda path: int(path.name.removeprefix("checkpoint-")))) if whole else None
-
-
-def _checkpoints(folder: Path) -> dict[Path, dict]:
-    """Every `checkpoint-N` with a whole trainer_state.json, which the main process writes last."""
-    found = {}
-    for path in folder.glob("checkpoint-*"):
-        if path.name.removeprefix("checkpoint-").isdigit():
-            with contextlib.suppress(OSError, ValueError):
-                found[path] = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-    return found
-
-
-class WrittenBy(TrainerCallback, ExportableState):
-    """Leaves in each checkpoint how many ranks it is of: a run may go on with more of them, or with fewer."""
-
-    def __init__(self, ranks: int) -> None:
-        self.ranks = ranks
-
-    def state(self) -> dict:
-        return {"args": {"ranks": self.ranks}, "attributes": {"ranks": self.ranks}}
-
-
-class Measured:
+class Measured(Resumable):
     """Mixed into a stage's trainer: counts tokens and padding, weighs the evaluation loss by tokens, orders the rows.
 
     `Trainer.evaluate` averages the loss over batches, so that short rows weigh more than long ones and the figure
@@ -219,7 +182,9 @@ class Measured:
         return list(range(len(inputs["labels"])))
 
     def _get_train_sampler(self, *args, **kwargs):
-        return SeededOrder(super()._get_train_sampler(*args, **kwargs), self)
+        sampler = super()._get_train_sampler(*args, **kwargs)
+        # of batches, and from seed and epoch by itself
+        return sampler if isinstance(sampler, BatchRebalanceSampler) else SeededOrder(sampler, self)
 
     def _get_eval_sampler(self, *args, **kwargs):
         sampler = super()._get_eval_sampler(*args, **kwargs)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from medical_qwen.training import last_complete_checkpoint
+from medical_qwen.checkpoints import last_complete_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 QUIET = ["--report_to", "none", "--logging_steps", "1", "--gradient_checkpointing", "False", "--dtype", "float32"]

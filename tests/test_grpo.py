@@ -316,6 +316,13 @@ def test_wrong_rewards_are_named_before_a_model_loads(tiny_model, questions, tmp
     assert not (tmp_path / "out").exists()
 
 
+def test_prompts_too_few_for_a_batch_are_refused(tiny_model, questions, tmp_path):
+    """TRL would train nothing and end well."""
+    more = ["--reward_funcs", "choice", "--num_generations", "2", "--gradient_accumulation_steps", "100"]
+    with pytest.raises(ValueError, match=r"\d+ prompts are too few for a batch of 800 answers, which takes 400"):
+        grpo_training.main(flags(tiny_model, questions, tmp_path / "out", *FEW, *more))
+
+
 def test_a_reward_model_is_no_policy(reward, questions, tmp_path):
     with pytest.raises(ValueError, match="is a reward model"):
         grpo_training.main(flags(reward, questions, tmp_path / "out", *FEW, "--reward_funcs", "choice"))

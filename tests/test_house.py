@@ -15,8 +15,8 @@ PACKAGE = sorted((ROOT / "medical_qwen").rglob("*.py"))
 TOOLS = sorted((ROOT / "tools").glob("*.py"))
 # Every module of the package, lowest first: a module imports only what stands before it.
 ORDER = ("template", "arguments", "quantities", "answers", "metrics", "rewards", "evaluation", "evidence", "grounding",
-         "causal", "records", "rendering", "tokens", "lineage", "models", "perplexity", "generation", "retrieval",
-         "training", "ppo", "scoring", "pages")  # fmt: skip
+         "causal", "records", "rendering", "tokens", "checkpoints", "lineage", "models", "perplexity", "generation",
+         "retrieval", "training", "ppo", "scoring", "pages")  # fmt: skip
 LIGHT = ("template", "medical_qwen.arguments", "medical_qwen.rewards", "medical_qwen.metrics", "medical_qwen.answers")
 OPTIONAL = {"gradio", "faiss", "jieba", "deepspeed", "vllm", "bitsandbytes", "zstandard", "matplotlib",
             "openai", "bm25s", "sentence_transformers", "pypdfium2", "docx", "openpyxl", "bs4", "rjieba"}  # fmt: skip

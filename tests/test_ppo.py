@@ -35,6 +35,7 @@ from trl.generation.vllm_generation import VLLMGeneration
 
 import ppo_training
 from medical_qwen.arguments import ModelArguments
+from medical_qwen.checkpoints import last_complete_checkpoint
 from medical_qwen.lineage import resolve
 from medical_qwen.models import fingerprint, load_base
 from medical_qwen.ppo import PPOConfig, PPOTrainer, from_endpoint, from_functions, load_ppo_model
@@ -45,7 +46,7 @@ from medical_qwen.ppo.rollout import Texts, write_answers
 from medical_qwen.ppo.vllm_rollout import policy_weights
 from medical_qwen.rendering import Renderer
 from medical_qwen.scoring import RewardModel
-from medical_qwen.training import _evaluated_now, last_complete_checkpoint
+from medical_qwen.training import _evaluated_now
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -637,6 +638,22 @@ def test_full_training(world, tokenizer, tmp_path):
     resumed = PPOTrainer(again, make_args(tmp_path, **args), make_prompts(tokenizer, 20), processing_class=tokenizer)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     torch.testing.assert_close(weights(again), weights(model), rtol=0, atol=1e-6)
+
+
+def test_full_training_of_tied_embeddings_resumes(tokenizer, tmp_path):
+    """A tied head is not in the checkpoint, on which Trainer asks the model a question."""
+    base = tmp_path / "tied"
+    LlamaForCausalLM(make_config(tie_word_embeddings=True)).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    args = make_args(tmp_path / "out", max_steps=4, save_strategy="steps", save_steps=2)
+    ended = []
+    for checkpoint in (None, str(tmp_path / "out" / "checkpoint-2")):
+        model = role_model({"tied": base}, "tied", None, tokenizer, use_peft=False)
+        scorer = from_functions([share_of_a])
+        trainer = PPOTrainer(model, args, make_prompts(tokenizer, 20), processing_class=tokenizer, scorer=scorer)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        ended.append(weights(model))
+    torch.testing.assert_close(*ended, rtol=0, atol=1e-6)
 
 
 def test_evaluation_is_repeatable_and_counts_every_held_out_prompt_once(world, tokenizer, tmp_path):

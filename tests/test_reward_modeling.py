@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import sys
 
 import pytest
 import torch
@@ -31,6 +32,9 @@ from medical_qwen.models import load_base
 from medical_qwen.records import load_splits
 from medical_qwen.rendering import Renderer
 from medical_qwen.scoring import RewardModel, pair_report
+
+sys.path.insert(0, str(ROOT / "tools"))
+import reward_scores
 
 LORA = ["--use_peft", "True", "--learning_rate", "1e-2", "--per_device_train_batch_size", "8"]
 
@@ -111,6 +115,26 @@ def test_scores_are_those_of_the_model_that_was_trained(reward, tiny_model, held
         scorer.batch_tokens = 64  # several batches, padded
         assert scorer.score(conversations(rows, "chosen")) == pytest.approx(expected, abs=1e-5)
     assert all(row["chosen_ids"][-1] == tokenizer.eos_token_id for row in encoded)
+
+
+def test_a_foreign_reward_model_is_read_before_the_end_token_that_also_pads(reward):
+    """There transformers' models read, and so were trained; PPO reads there, too."""
+    scorer = RewardModel.load(str(reward[0]))
+    ids = [5, 6, 7, scorer.tokenizer.eos_token_id]
+    apart = scorer.score_ids([ids, ids[:-1]])
+    scorer.tokenizer.pad_token = scorer.tokenizer.eos_token
+    assert scorer.score_ids([ids]) == pytest.approx(apart[1:], abs=1e-6) != pytest.approx(apart[:1], abs=1e-6)
+
+
+def test_scores_of_a_file_whose_texts_hold_other_line_ends(reward, tmp_path):
+    row = {"question": "头痛怎么办？", "prediction": "多休息。\u2028\u0085多饮水。"}
+    file = write_rows(tmp_path / "answers.jsonl", [row, row])
+    assert "\u2028" in file.read_text(encoding="utf-8")
+    scores = reward_scores.main(["--reward_model", str(reward[0]), "--data_file", str(file)])
+    assert scores["answers"]["rows"] == 2
+    file.write_text("[]\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"answers.jsonl:1: expected a JSON object"):
+        reward_scores.main(["--reward_model", str(reward[0]), "--data_file", str(file)])
 
 
 def test_a_pair_report_by_hand():

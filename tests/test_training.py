@@ -23,12 +23,14 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 import pretraining
 import supervised_finetuning
+from medical_qwen.arguments import ModelArguments
+from medical_qwen.checkpoints import WrittenBy, last_complete_checkpoint
 from medical_qwen.lineage import resolve
-from medical_qwen.models import load_base
+from medical_qwen.models import load_base, tokenizer_for_training
 from medical_qwen.perplexity import answer_likelihood
 from medical_qwen.rendering import Renderer
 from medical_qwen.tokens import SeededOrder, show_rows, tokenize_prompts
-from medical_qwen.training import WrittenBy, last_complete_checkpoint, parse
+from medical_qwen.training import parse
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -193,6 +195,14 @@ def test_a_chain_of_adapters_flows_from_stage_to_stage(tiny_model, data, tmp_pat
     assert (base(ids).logits - tuned(ids).logits).abs().max() > 1e-3
 
 
+def test_an_adapter_named_apart_from_its_base_brings_its_tokenizer(tiny_model, data, tmp_path):
+    """Else the next stage would see the template of the base, which the adapter was not trained on."""
+    sft(tiny_model, data, tmp_path / "sft", "--use_peft", "True", "--max_steps", "1", "--template_name", "belle")
+    apart = ModelArguments(model_name_or_path=str(tiny_model), adapter_name_or_path=str(tmp_path / "sft"))
+    templates = [AutoTokenizer.from_pretrained(path).chat_template for path in (tiny_model, tmp_path / "sft")]
+    assert tokenizer_for_training(apart).chat_template == templates[1] != templates[0]
+
+
 def test_full_training_on_an_adapter_trains_every_weight(tiny_model, data, tmp_path):
     """PEFT freezes what it merges an adapter into; a run that trained nothing would end without an error."""
     sft(tiny_model, data, tmp_path / "lora", "--use_peft", "True", "--max_steps", "2", "--learning_rate", "1e-2")
@@ -286,6 +296,34 @@ def test_resume_amid_the_second_epoch_meets_the_rows_that_are_left(tiny_model, d
     assert sft(tiny_model, data, tmp_path / "resumed", *more)["steps"] == 24
     assert losses(tmp_path / "resumed") == losses(tmp_path / "whole")
     assert same(weights(tmp_path / "resumed"), weights(tmp_path / "whole"), 0)
+
+
+def test_qlora_resumes_in_the_precision_it_was_trained_in(tiny_model, data, tmp_path):
+    """TRL trains the adapter of a quantised model in bfloat16, and PEFT would load it in float32."""
+    more = ["--max_steps", "6", "--save_steps", "3", "--use_peft", "True", "--load_in_bits", "4", "--learning_rate",
+            "1e-2", "--resume_from_checkpoint", "True"]  # fmt: skip
+    sft(tiny_model, data, tmp_path / "whole", *more)
+    shutil.copytree(tmp_path / "whole" / "checkpoint-3", tmp_path / "resumed" / "checkpoint-3")
+    sft(tiny_model, data, tmp_path / "resumed", *more)
+    assert losses(tmp_path / "resumed") == losses(tmp_path / "whole")
+    assert {weight.dtype for weight in weights(tmp_path / "resumed").values()} == {torch.bfloat16}
+    assert same(weights(tmp_path / "resumed"), weights(tmp_path / "whole"), 0)
+
+
+def test_a_run_killed_after_its_last_step_makes_no_further_one(tiny_model, data, tmp_path):
+    more = ["--max_steps", "4", "--save_steps", "2", "--use_peft", "True", "--learning_rate", "1e-2",
+            "--lr_scheduler_type", "constant", "--resume_from_checkpoint", "True"]  # fmt: skip
+    out = tmp_path / "out"
+    sft(tiny_model, data, out, *more)
+    ended = weights(out)
+    (out / "run_summary.json").unlink()
+    assert sft(tiny_model, data, out, *more)["steps"] == 4
+    assert not (out / "checkpoint-5").exists() and same(weights(out), ended, 0)
+
+
+def test_batches_of_balanced_length(tiny_model, data, tmp_path):
+    more = ["--max_steps", "2", "--train_sampling_strategy", "batch_rebalance"]
+    assert sft(tiny_model, data, tmp_path / "out", *more)["steps"] == 2
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from medical_qwen.evaluation import read_lines
 from medical_qwen.training import plot_loss, run
 
 NOTICE = "Sample texts of a language model. They may be wrong; none of this is medical advice."
@@ -77,11 +78,10 @@ def markdown_table(head: list[str], rows: list[list[str]]) -> str:
 
 def samples(answers: Path, systems: list[str], number: int) -> str:
     """The first questions with the reference and what every system said."""
-    files = {name: (answers / f"{name}.jsonl").read_text(encoding="utf-8").splitlines() for name in systems}
+    files = {name: [row for _, row in read_lines(str(answers / f"{name}.jsonl"))] for name in systems}
     parts = []
-    for i in range(min(number, len(files[systems[0]]))):
-        rows = {name: json.loads(lines[i]) for name, lines in files.items()}
-        first = rows[systems[0]]
+    for i, first in enumerate(files[systems[0]][:number]):
+        rows = {name: lines[i] for name, lines in files.items()}
         parts.append(f"**{first['question']}**\n\n*reference*: {first['answer']}\n")
         parts += [f"*{name}*: {row['prediction'].strip() or '(empty)'}\n" for name, row in rows.items()]
     return "\n".join(parts)
@@ -124,7 +124,7 @@ def report(output: Path, sample_number: int = 3) -> str:
         plot_loss(read(output / name / "trainer_state.json")["log_history"], output / name / "loss.png")
     figures, learned = [], []
     for name, summary in summaries.items():
-        known = summary | summary["metrics"]
+        known = {key: value for key, value in (summary | summary["metrics"]).items() if value is not None}
         figures.append([name, f"`{summary['parent']}`", str(summary["steps"])]
                        + [f"{known[key]:,.4g}" if key in known else "" for key in STAGE_FIGURES])  # fmt: skip
         learned += [f"- {name}: {key} {known[key]:.4g}" for key in MARGINS if key in known]

@@ -7,7 +7,6 @@ The files are JSONL with `question` and `prediction`, as inference.py writes the
 """
 
 import argparse
-import json
 import logging
 import statistics
 import sys
@@ -15,12 +14,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from medical_qwen.evaluation import read_lines
 from medical_qwen.scoring import RewardModel
 from medical_qwen.training import run, write_json
 
 
-def conversation(line: str, where: str) -> list[dict[str, str]]:
-    row = json.loads(line)
+def conversation(where: str, row: object) -> list[dict[str, str]]:
+    if not isinstance(row, dict):
+        raise ValueError(f"{where}: expected a JSON object, got {str(row)[:60]!r}")
     for field in ("question", "prediction"):
         if not isinstance(row.get(field), str):
             raise ValueError(f"{where}: {field}: expected text, got {row.get(field)!r}")
@@ -40,8 +41,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     model = RewardModel.load(args.reward_model)
     results = {}
     for name, path in zip(names, args.data_file, strict=True):
-        lines = path.read_text(encoding="utf-8").splitlines()
-        scores = model.score([conversation(line, f"{path}:{number}") for number, line in enumerate(lines, 1)])
+        scores = model.score([conversation(where, row) for where, row in read_lines(str(path))])
         mean = statistics.fmean(scores)
         half = 1.96 * statistics.stdev(scores) / len(scores) ** 0.5 if len(scores) > 1 else 0.0
         results[name] = {"value": mean, "low": mean - half, "high": mean + half, "rows": len(scores)}

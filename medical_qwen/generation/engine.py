@@ -10,7 +10,6 @@ stream can stop it between two tokens without a thread.
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,7 +19,7 @@ from medical_qwen.generation.interface import Answer, Request, Sampling, Stream,
 from medical_qwen.generation.live import Live
 from medical_qwen.generation.text import TextStream
 from medical_qwen.lineage import resolve
-from medical_qwen.models import fit_embeddings, load_base, load_tokenizer
+from medical_qwen.models import choose_tokenizer, fit_embeddings, load_base, load_tokenizer
 from medical_qwen.rendering import Renderer
 
 logger = logging.getLogger(__name__)
@@ -190,5 +189,4 @@ def find_tokenizer(
     base_model: str, lora_model: str | None, tokenizer_path: str | None, template_name: str | None
 ) -> PreTrainedTokenizerBase:
     """The tokenizer that was named, else the adapter's if it has one, else the base's."""
-    own = lora_model and (Path(lora_model) / "tokenizer_config.json").is_file()
-    return load_tokenizer(tokenizer_path or (lora_model if own else base_model), template_name)
+    return load_tokenizer(choose_tokenizer(base_model, lora_model, tokenizer_path), template_name)

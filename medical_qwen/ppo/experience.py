@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from medical_qwen.ppo import losses
 from medical_qwen.ppo.config import PPOConfig
 from medical_qwen.ppo.roles import PPOModel
-from medical_qwen.ppo.rollout import Rollout, Texts, order, pad_right, seeded, write_answers
+from medical_qwen.ppo.rollout import Rollout, Texts, order, pad_right, read_at, seeded, write_answers
 from medical_qwen.ppo.scoring import Scorer, check_scores
 from medical_qwen.rendering import Renderer
 
@@ -192,8 +192,7 @@ class Experience:
         with self._listening("reward") as model:
             for batch_rows, batch in self._batches(read):
                 ids = [prompt + answer for prompt, answer in zip(batch.prompts, batch.answers, strict=True)]
-                # transformers' classification models score at the last token that is not padding, and so do we
-                last = [max(i for i, token in enumerate(row) if token != model.reward_pad_id) for row in ids]
+                last = [read_at(row, model.reward_pad_id) for row in ids]
                 scores[batch_rows] = model(
                     input_ids=pad_right(ids, self.pad_id, device),
                     rows=torch.arange(len(ids), device=device),

@@ -34,6 +34,8 @@ class PPOModel(nn.Module):
     backward pass included: gradient checkpointing runs the layers again there and has to meet the same adapters.
     """
 
+    _keys_to_ignore_on_save = None  # asked for by Trainer where a tied weight is missing in a checkpoint
+
     def __init__(
         self,
         policy: PreTrainedModel | PeftModel,

@@ -57,6 +57,11 @@ def pad_right(ids: list[list[int]], pad_id: int, device: torch.device) -> Tensor
     return torch.tensor([row + [pad_id] * (longest - len(row)) for row in ids], device=device)
 
 
+def read_at(ids: list[int], pad_id: int | None) -> int:
+    """Where transformers' classification models score a row, and so do we: at the last token that is not padding."""
+    return max(i for i, token in enumerate(ids) if token != pad_id)
+
+
 @dataclass
 class Rollout:
     """What the update needs of the answers of one rank. Tensors are (B, T), 0 where an answer has no token."""

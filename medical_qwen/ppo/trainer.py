@@ -32,6 +32,7 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import get_last_checkpoint
 
+from medical_qwen.checkpoints import Resumable
 from medical_qwen.ppo import losses
 from medical_qwen.ppo.config import PPOConfig
 from medical_qwen.ppo.experience import Experience, Judged
@@ -50,7 +51,7 @@ class Diverged(ValueError):
     """The run has left the road: to go on would waste the time."""
 
 
-class PPOTrainer(Trainer):
+class PPOTrainer(Resumable, Trainer):
     """Proximal policy optimisation (Schulman et al., arXiv 1707.06347) of a language model against a reward.
 
     Args:
