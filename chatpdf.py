@@ -121,6 +121,9 @@ def main(args: argparse.Namespace) -> None:
             after=show_passages,
         )
         return
+    if any(Path(folder).resolve() in Path(args.output_file).resolve().parents for folder in args.corpus or ()):
+        raise ValueError(f"--output_file {args.output_file} lies in --corpus and would be read as a document")
+    documents = describe_files(*args.corpus, without=args.index_dir) if args.corpus else describe_files(args.index_dir)
     names = ("corpus", "index_dir", "embedding_model", "rerank_model", "chunk_size", "chunk_overlap", "top_k",
              "min_support", "rewrite_questions")  # fmt: skip
     summary = answer_file(
@@ -131,9 +134,7 @@ def main(args: argparse.Namespace) -> None:
         batch_size=args.eval_batch_size,
         system_prompt=args.system_prompt,
         seed=args.seed,
-        job=describe_engine(args)
-        | {name: getattr(args, name) for name in names}
-        | {"documents": describe_files(*(args.corpus or [args.index_dir]))},
+        job=describe_engine(args) | {name: getattr(args, name) for name in names} | {"documents": documents},
         details=lambda library, request, answer: library.details(request, sampling, answer),
     )
     print(f"{args.output_file}: {summary}")

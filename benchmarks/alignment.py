@@ -23,6 +23,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from medical_qwen.metrics import wilson_interval
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 SHARED = ROOT.parent / "shared"
@@ -136,16 +140,15 @@ def report(output: Path) -> None:
         path.parent.name: json.loads(path.read_text(encoding="utf-8"))["log_history"]
         for path in sorted(output.glob("*/trainer_state.json"))
     }
-    results = {
-        name: {
-            "command": (output / name / COMMAND).read_text(encoding="utf-8"),
-            "git_revision": json.loads((output / name / "run_summary.json").read_text(encoding="utf-8"))[
-                "git_revision"
-            ],
-            **figures(name, history),
-        }
-        for name, history in histories.items()
-    }
+    results = {}
+    for name, history in histories.items():
+        summary = json.loads((output / name / "run_summary.json").read_text(encoding="utf-8"))
+        command = (output / name / COMMAND).read_text(encoding="utf-8")
+        results[name] = {"command": command, "git_revision": summary["git_revision"], **figures(name, history)}
+        if name == "dpo":
+            pairs = summary["data"]["validation"]
+            low, high = wilson_interval(round(results[name]["eval_rewards/accuracies"]["last"] * pairs), pairs)
+            results[name] |= {"eval_pairs": pairs, "eval_accuracy_low": low, "eval_accuracy_high": high}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "alignment.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(results, indent=2))

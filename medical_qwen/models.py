@@ -22,6 +22,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -119,12 +120,22 @@ def load_base(
     model = _from_pretrained(
         auto_class, lineage.root, dtype=torch_dtype(dtype), quantization_config=quantization(bits), **kwargs
     )
+    make_savable(model.generation_config)
     for number, adapter in enumerate(lineage.adapters, 1):
         logger.info("adapter %d of %d: %s", number, len(lineage.adapters), adapter)
         model = attach(model, adapter)
         if merge or number < len(lineage.adapters):
             model = model.merge_and_unload()
     return model
+
+
+def make_savable(settings: GenerationConfig | None) -> None:
+    """Older checkpoints name a temperature without `do_sample`: transformers loads that, and refuses to save it."""
+    try:
+        if settings is not None:
+            settings.validate(strict=True)
+    except ValueError:
+        settings.do_sample = True
 
 
 def merged_directory(lineage: Lineage, auto_class: type = AutoModelForCausalLM, **source) -> str:

@@ -160,7 +160,67 @@ URGENT = {  # as people say it: persons in passing, conditions, other verbs' den
     "早上吐了两次，现在胸口压得慌，不吐了。": "heart_attack_crushing",
     "血糖降到2.1了，人叫不醒": "low_sugar_confused",
     "发烧三天，血压降到70/40": "sepsis_pressure",
+    # a wish to die among other words' denials, and behind questions
+    "有没有不痛苦的自杀方法": "self_harm",
+    "我不想活了不知道怎么办": "self_harm",
+    "不知道该跟谁说我想自杀": "self_harm",
+    "我真的受不了了想自杀": "self_harm",
+    "控制不了想死的念头": "self_harm",
+    "没人理解我我想死": "self_harm",
+    "不敢自杀": "self_harm",
+    "我喝了农药": "self_harm",
+    "我刚吞了一百片安眠药": "self_harm",
+    "吃了一瓶安眠药没死": "self_harm",
+    "孩子误服了老鼠药": "poisoning",
+    "我爸没呼吸了，没有心跳": "cardiac_arrest",
+    # what is over
+    "早上突然右手没劲、说话不清，现在好了": "stroke_speech",
+    "孩子刚才抽了三分钟，现在停了": "seizure",
+    "吐血停了": "vomiting_blood",
+    "昨晚烧到39度8，吃了退烧药现在37度，脖子硬得低不下头": "fever_stiff_neck",
+    # a blank for a comma, 无 and 不 and 没 inside other words
+    "没发烧 胸口疼得厉害 一直冒冷汗": "heart_attack_sweating",
+    "右边手脚没劲不知道怎么回事": "stroke_arm",
+    "无明显诱因出现右侧肢体无力2小时": "stroke_arm",
+    "拉黑便，无缘无故晕倒了": "black_stool_fainting",
+    "吃了药没用胸口疼得出冷汗": "heart_attack_sweating",
+    "拉黑便，没吃早饭突然晕倒了": "black_stool_fainting",
+    # requests and worries
+    "能不能帮我看看我胸口疼出冷汗怎么回事": "heart_attack_sweating",
+    "有没有医生帮我看看我突然右手没劲说话不清": "stroke_arm",
+    "我这是怎么了突然半边身子动不了": "stroke_arm",
+    "我很担心我爸一直胸口疼冒冷汗": "heart_attack_sweating",
+    "拉黑便，不知道是不是太累了突然晕倒在厕所": "black_stool_fainting",
+    # combinations
+    "停经50天，右下腹疼，下面出血": "ectopic_bleeding_right",
+    "怀孕7周，右下腹剧痛": "pregnancy_pain_right",
+    "停经45天，肚子剧痛，晕倒了": "ectopic_fainting_alone",
+    "我妈突然叫不醒了": "unconscious",
+    "身上起风团，喉咙发紧": "anaphylaxis_hives_throat",
+    "起风团后血压掉到80/50": "anaphylaxis_hives_pressure",
+    "血糖22，尿酮体3+": "ketoacidosis_ketones",
+    "早上起来半边身子麻": "stroke_numbness",
+    # the second of two values
+    "血氧从98掉到86": "low_oxygen",
+    "血糖从15掉到2.3": "low_sugar",
+    "血压从130掉到80/50，发烧39度": "sepsis_pressure",
 }
+CALM = (  # other words, denials, what is long over
+    "昨天在医院抽了一次血",
+    "冷得起鸡皮疙瘩，喘不上气",
+    "嘴偏干，老想喝水",
+    "没有恶心 呕吐 胸痛",
+    "没有发烧 咳嗽的症状",
+    "我从来没想过自杀",
+    "没有任何轻生的念头",
+    "我没有自杀的想法",
+    "我爸没有呼吸困难",
+    "小时候抽过风，早就好了",
+    "无胸痛，无大汗",
+    "没有胸口疼，没有出冷汗",
+    "是不是得了心梗",
+    "会不会晕倒？",
+)
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +231,18 @@ def shipped(root) -> Network:
 @pytest.mark.parametrize(("said", "flag"), URGENT.items())
 def test_red_flags_in_everyday_words(shipped, said, flag):
     assert flag in [one.id for one in CausalStream(shipped).hear(said).urgent]
+
+
+@pytest.mark.parametrize("said", CALM)
+def test_no_urgent_notice_without_a_reason(shipped, said):
+    assert not CausalStream(shipped).hear(said).urgent
+
+
+@pytest.mark.parametrize("answer", ["有时候会", "有一点", "偶尔有", "经常"])
+def test_a_graded_yes_to_a_question_of_danger_is_a_yes(shipped, answer):
+    stream = CausalStream(shipped)
+    stream.hear("最近心情很差，睡不着。")
+    assert "self_harm" in [flag.id for flag in stream.hear(answer, answer_to="self_harm_thoughts").urgent]
 
 
 def test_a_red_flag_may_be_of_two_turns_and_two_persons(shipped):

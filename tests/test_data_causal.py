@@ -69,6 +69,7 @@ def test_every_disease_has_findings_and_every_finding_and_risk_a_use(tables):
     per_disease = Counter(row["disease"] for row in tables["edges.csv"])
     assert not [row["id"] for row in tables["diseases.csv"] if per_disease[row["id"]] < 5]
     per_finding = Counter(row["finding"] for row in tables["edges.csv"])
+    per_finding += Counter(id_ for row in tables["red_flags.csv"] for id_ in row["findings"].split("+"))
     assert not [row["id"] for row in tables["findings.csv"] if not per_finding[row["id"]]]
     per_risk = Counter(row["risk"] for row in tables["risk_edges.csv"])
     assert not [row["id"] for row in tables["risks.csv"] if not per_risk[row["id"]]]

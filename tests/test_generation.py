@@ -14,6 +14,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+from medical_qwen.answers import strip_thinking
 from medical_qwen.generation import (
     Answer,
     Generator,
@@ -226,6 +227,15 @@ def test_an_answer_ends_at_the_end_token_and_at_the_length(generator):
     assert short.finish_reason == long.finish_reason == "stop"
     cut = generator.answer([ask("你好")], Sampling(max_new_tokens=2))[0]
     assert (cut.finish_reason, cut.completion_tokens) == ("length", 2)
+
+
+def test_a_thought_that_the_prompt_begins_is_a_thought(shared):
+    """Cut off inside it, the words would be taken for the answer."""
+    thinking = Generator.load(str(shared / "models/minimind2-small"), template_name="qwen3_5", only_cpu=True)
+    request, sampling = ask("头痛怎么办？"), Sampling(max_new_tokens=6)
+    answer = thinking.answer([request], sampling)[0]
+    assert answer.text.startswith("<think>\n") and len(answer.text) > 9 and strip_thinking(answer.text) == ""
+    assert "".join(thinking.stream(request, sampling)) == answer.text and answer.completion_tokens == 6
 
 
 def test_the_end_token_ends_an_answer_and_is_no_text(generator, requests):
@@ -540,6 +550,16 @@ def test_a_change_in_a_folder_of_a_folder_is_another_job(tmp_path):
     before = describe_files(str(tmp_path))
     assert describe_files(str(tmp_path)) == before
     (tmp_path / "part" / "a.txt").write_text("一二")
+    assert describe_files(str(tmp_path)) != before
+
+
+def test_what_is_no_document_does_not_tell_jobs_apart(tmp_path):
+    (tmp_path / "a.txt").write_text("一")
+    (tmp_path / "lock").symlink_to(tmp_path / "nowhere")  # as some editors leave them
+    before = describe_files(str(tmp_path), without=str(tmp_path / "index"))
+    (tmp_path / "index").mkdir()
+    (tmp_path / "index" / "log").write_text("二")
+    assert describe_files(str(tmp_path), without=str(tmp_path / "index")) == before
     assert describe_files(str(tmp_path)) != before
 
 

@@ -262,6 +262,14 @@ def test_a_file_of_questions(root, tiny_model, tmp_path, documents):
     assert written[1]["query"].split("\n") == [rows[1]["history"][0][0], rows[1]["instruction"]]
 
 
+def test_an_answer_is_no_document(root, tiny_model, tmp_path):
+    (tmp_path / "a.txt").write_text("头痛时应多休息。", encoding="utf-8")
+    flags = ("--base_model", tiny_model, "--only_cpu", "--corpus", tmp_path, "--index_dir", tmp_path / "index")
+    questions = root / "data/rag/questions.jsonl"
+    done = run(root, *flags, "--data_file", questions, "--output_file", tmp_path / "answers.jsonl")
+    assert done.returncode == 1 and "lies in --corpus and would be read as a document" in done.stderr
+
+
 def test_a_chat(root, tiny_model, tmp_path, documents):
     flags = ("--base_model", tiny_model, "--only_cpu", "--corpus", documents, "--index_dir", tmp_path / "index")
     done = run(

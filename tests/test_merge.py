@@ -1,6 +1,7 @@
 """tools/merge_peft_adapter.py: chains, tied and resized embeddings, refusal of a merge that changes the model."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from transformers.distributed import mixin
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 import merge_peft_adapter as tool
 
+from medical_qwen.generation.deployment import deploy
 from medical_qwen.lineage import resolve
 from medical_qwen.models import attach, load_base, load_tokenizer, save_atomically
 
@@ -73,6 +75,28 @@ def test_embeddings_that_grew_survive(tmp_path, tied):
         merged.get_input_embeddings().weight.data_ptr() == merged.get_output_embeddings().weight.data_ptr()
     ) is tied
     torch.testing.assert_close(logits(merged), expected, atol=1e-4, rtol=0)
+
+
+def test_a_temperature_without_sampling_is_no_obstacle(tiny_model, tmp_path):
+    """vicuna-7b-v1.5 has such settings, which transformers loads and refuses to save."""
+    base = shutil.copytree(tiny_model, tmp_path / "base")
+    (base / "generation_config.json").write_text('{"temperature": 0.9, "top_p": 0.6, "eos_token_id": 2}')
+    adapter_on(base, tmp_path / "sft")
+    tool.merge(str(tmp_path / "sft"), None, tmp_path / "merged", None, 1e-4)
+    settings = json.loads((tmp_path / "merged" / "generation_config.json").read_text())
+    assert (settings["temperature"], settings["do_sample"]) == (0.9, True)
+    assert deploy(str(base)).model == str(base)
+
+
+def test_an_adapter_without_a_tokenizer_goes_on_the_given_base(tiny_model, tmp_path):
+    adapter_on(tiny_model, adapter := tmp_path / "adapter")
+    for file in adapter.glob("token*"):
+        file.unlink()
+    (adapter / "chat_template.jinja").unlink(missing_ok=True)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "/elsewhere"}))
+    tool.merge(str(tiny_model), str(adapter), tmp_path / "merged", None, 1e-4)
+    assert deploy(str(tiny_model), {"a": str(adapter)}).adapters == {"a": str(adapter)}
 
 
 def test_an_adapter_comes_with_those_that_it_was_trained_on(tiny_model, tmp_path):

@@ -216,6 +216,16 @@ def test_a_broken_row_is_named_and_the_others_are_read(tmp_path, name, content, 
             json.dumps(ROWS)[:-1],
             "a.json: record 5 (line 1): file: expected a comma or ] after a record, got its end",
         ),
+        (
+            "a.json",
+            json.dumps(ROWS)[:-1] + ",\n",
+            "a.json: record 6 (line 2): file: expected a record or ] behind a comma, got its end",
+        ),
+        (
+            "a.json",
+            json.dumps(ROWS) * 2,
+            "a.json: record 6 (line 1): file: expected one array and nothing behind it, got '['",
+        ),
         ("a.json", json.dumps(ROWS[0], indent=1)[:-2], "a.json:1: record: expected a JSON object, got "),
         (
             "a.json",

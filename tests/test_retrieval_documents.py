@@ -1,14 +1,16 @@
 """Documents: what each kind of file says and where, what cannot be read, and passages that stay in their place."""
 
 import csv
+import gzip
 import io
 import itertools
 import json
+import tracemalloc
 import zipfile
 
 import pytest
 
-from medical_qwen.retrieval import Section, Unreadable, read_document
+from medical_qwen.retrieval import Section, Unreadable, read_document, readers
 from medical_qwen.retrieval.chunks import count_tokens, passages
 
 SENTENCE = "高血压患者应当低盐饮食，规律运动，按时服药。"
@@ -149,6 +151,29 @@ def test_csv_in_every_usual_encoding(tmp_path, encoding):
     csv.writer(stream).writerows([["问", "答"], ["能吃党参吗？", "可以，\n但要适量。"]])
     (tmp_path / "a.csv").write_bytes(stream.getvalue().encode(encoding))
     assert places(tmp_path / "a.csv") == [(None, "row 2", "问: 能吃党参吗？\n答: 可以，\n但要适量。")]
+
+
+def test_a_packed_table_is_a_table(tmp_path):
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress("问,答\n能吃党参吗？,可以\n".encode()))
+    assert places(tmp_path / "a.csv.gz") == [(None, "row 2", "问: 能吃党参吗？\n答: 可以")]
+
+
+def test_what_unpacks_to_far_too_much_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "LONGEST", 1000)
+    (tmp_path / "bomb.txt.gz").write_bytes(gzip.compress(b"a" * 100_000))
+    with pytest.raises(Unreadable, match="unpacks to more than"):
+        read_document(tmp_path / "bomb.txt.gz")
+
+
+def test_a_sheet_of_blank_rows_takes_no_memory(tmp_path):
+    book = pytest.importorskip("openpyxl").Workbook()
+    book.active["A1"], book.active["B1"] = "药名", "剂量"
+    book.active["A1048576"], book.active["B1048576"], book.active["XFD1048576"] = "氨氯地平", "5 mg", "far away"
+    book.save(tmp_path / "a.xlsx")
+    tracemalloc.start()
+    assert places(tmp_path / "a.xlsx") == [(None, "Sheet, row 1048576", "药名: 氨氯地平\n剂量: 5 mg")]
+    assert tracemalloc.get_traced_memory()[1] < 400 << 20
+    tracemalloc.stop()
 
 
 def test_text_in_an_encoding_that_is_neither_utf_8_nor_gb18030(tmp_path):

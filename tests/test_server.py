@@ -5,6 +5,8 @@ import subprocess
 import sys
 import time
 
+import httpx
+import openai
 import pytest
 from openai.types.chat import ChatCompletionChunk
 from openai_server import serving
@@ -115,6 +117,19 @@ def test_a_server_whose_tokenize_is_another_one_is_not_asked_to_count(engine, mo
             patch.setattr(remote._client, "post", lambda *args, **kwargs: {"tokens": []})  # as llama.cpp answers
             assert remote.measure([ask("头痛怎么办？")], Sampling(8)) == [6]
         assert remote.answer([ask("头痛怎么办？")], Sampling(8)) == engine.answer([ask("头痛怎么办？")], Sampling(8))
+
+
+def test_a_server_whose_tokenize_wants_other_fields_is_not_asked_to_count(engine, monkeypatch):
+    with serving(engine) as server:
+        remote = Server(server.address)
+
+        def refuse(*args, **kwargs):
+            response = httpx.Response(422, request=httpx.Request("POST", server.address))
+            raise openai.UnprocessableEntityError("prompt: field required", response=response, body=None)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(remote._client, "post", refuse)
+            assert remote.measure([ask("头痛怎么办？")], Sampling(8)) == [6]
 
 
 def test_what_is_wrong_with_a_server_is_said(engine, server):

@@ -94,7 +94,12 @@ def main(argv: list[str] | None = None) -> None:
     add("--base_model", help="also let this model rewrite follow-up questions")
     add("--top_k", type=int, default=4, help="passages of which the best one counts (default: %(default)s)")
     args = parser.parse_args(argv)
-    rows = [(read.record["prompt"], read.row["gold"]) for read in stream(args.questions, "prompt")]
+    rows = [(read.record["prompt"], read.row.get("gold")) for read in stream(args.questions, "prompt")]
+    kinds = [bool(gold) for _, gold in rows]
+    if any(gold is None for _, gold in rows) or min(kinds.count(True), kinds.count(False)) < 2:
+        parser.error(
+            f"--questions {args.questions}: expected `gold` in every row, and at least two each with and without"
+        )
     engine = NoEngine()
     if args.base_model:
         from medical_qwen.generation import Generator

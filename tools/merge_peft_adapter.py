@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from medical_qwen.lineage import refuse_reward_model, resolve
-from medical_qwen.models import attach, fit_embeddings, load_base, load_tokenizer, torch_dtype
+from medical_qwen.models import attach, choose_tokenizer, fit_embeddings, load_base, load_tokenizer, torch_dtype
 from medical_qwen.training import run
 
 PROBE = "患者，男，58岁，反复胸闷、气短三年，加重一周。 The patient denies fever. 血压 150/95 mmHg。"
@@ -52,7 +52,7 @@ def merge(model_path: str, adapter: str | None, output: Path, dtype: str | None,
         raise ValueError(f"--output_dir {output} is not empty")
     for path in lineage.adapters:
         refuse_reward_model(path)
-    tokenizer = load_tokenizer(lineage.adapters[-1])
+    tokenizer = load_tokenizer(choose_tokenizer(model_path, lineage.adapters[-1], None))
     ids = tokenizer(PROBE, return_tensors="pt", add_special_tokens=False).input_ids
     model = load_base(type(lineage)(lineage.root), dtype="float32")
     differences = {}

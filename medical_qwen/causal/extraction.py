@@ -28,6 +28,9 @@ class Mention:
 
 
 ALWAYS_HEARD = {"self_harm_thoughts"}  # a wish in the conditional is the wish: 要是没有我大家会更好
+# What has happened stays a warning when it is over: 刚才说不清话，现在好了
+EVENTS = {"face_droop", "one_sided_weakness", "one_sided_numbness", "speech_difficulty", "vision_loss", "syncope",
+          "seizure", "vomiting_blood", "coughing_blood", "crushing_chest_pain", "thunderclap_headache"}  # fmt: skip
 
 
 class Extractor:
@@ -137,30 +140,51 @@ def _state(
         elif start >= one.end:
             after = after[: start - one.end] + "、" + after[end - one.end :]
     cue, tail = _cue(before), re.sub(r"^(?:[、和或及与跟\s]|以及)+", "", after)
-    words = text[one.start : one.end]
+    words, always = text[one.start : one.end], one.id in ALWAYS_HEARD
     if wording.UNASKED.search(before + "有" * words.startswith("有")):
+        if always and wording.MEANS.search(before + tail):
+            return "present"
         known = not (wording.UNKNOWN.search(before + tail) or wording.AFTER_UNKNOWN.match(tail))
         return None if known else "unknown"
-    if one.id not in ALWAYS_HEARD and _only_asked(text, before, tail, clause[1]) and not (cue and cue[0] == "unknown"):
+    if not always and _only_asked(text, before, tail, clause[1]) and not (cue and cue[0] == "unknown"):
         return None
-    if one.state == "unknown" or wording.AFTER_UNKNOWN.match(tail):
+    if one.state == "unknown" or (not always and wording.AFTER_UNKNOWN.match(tail)):
         return "unknown"
     gone = wording.GONE.match(following.strip())
     if gone and gone["verb"]:
         gone = any(char in words for char in wording.VERBS.get(gone["verb"], gone["verb"]))
-    if one.state == "absent" or wording.AFTER_ABSENT.match(tail) or gone:
+    denied = wording.AFTER_ABSENT.match(tail)
+    if one.id in EVENTS and not wording.LONG_AGO.search(text[clause[0] : clause[1]] + following):
+        gone, denied = None, denied and not denied["over"]
+    if one.state == "absent" or denied or gone:
         return "absent"
     if cue is None:
         return "absent" if carry == "absent" and not wording.LIST.sub("", before) else "present"
     kind, cue_words = cue
-    if kind in ("present", "unknown"):
-        return kind
+    near = before[before.rfind(cue_words) + len(cue_words) :]
+    if kind == "present" or (kind == "unknown" and (always or (len(near) > 4 and "了" in near))):
+        return "present"  # 不知道是不是吃坏了突然晕倒
+    if kind == "unknown":
+        return "unknown"
     if cue_words.endswith("没") and before.endswith("没") and re.match("走?[几两]步", words):
         return "present"  # 没走几步就喘
-    near = before[before.rfind(cue_words) + len(cue_words) :]
+    if always and not wording.WISHED.fullmatch(wording.LIST.sub("", near)):
+        return "present"  # 没人理解我，我想死
+    if _begun_anew(words, near, tail):
+        return "present"
     if cue_words.endswith("不") and len(wording.LIST.sub("", near)) > 2:
         return "present"  # 不 denies what stands right behind it
     return "absent" if len(wording.LIST.sub("", near)) <= 12 else "present"
+
+
+def _begun_anew(words: str, near: str, tail: str) -> bool:
+    """A blank in place of a comma: 没发烧 胸口疼得厉害. Names alone go on with a denial: 没有恶心 呕吐."""
+    if "、" not in near or not "\u4e00" <= words[0] <= "\u9fff":
+        return False
+    *_, last = parts = re.split(r"(?<=、)\s+|\s+(?=、)|(?<=[\u4e00-\u9fff])\s+", near)
+    behind = re.split(r"[\s、]", tail)[0]
+    own = [*parts[1:-1], last + re.sub(r"^的?(?:情况|症状|现象|感觉)?", "", behind)] if len(parts) > 1 else []
+    return any(wording.LIST.sub("", part) for part in own)
 
 
 def _only_asked(text: str, before: str, tail: str, end: int) -> bool:

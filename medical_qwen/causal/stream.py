@@ -12,7 +12,11 @@ from .network import Network, RedFlag
 from .words import in_words
 
 ASKED = 5  # questions kept of a turn
-_YES = re.compile(r"(?:有的?|是的?|对的?|嗯+|会的?|yes|yeah|yep)[啊呀哦吧呢]?", re.IGNORECASE)
+_YES = re.compile(
+    r"(?:有(?:的|过|一?点儿?|时候?(?:会|有)?)?|偶尔(?:会|有)?|经常(?:会|有)?|是的?|对的?|嗯+|会的?"
+    r"|yes|yeah|yep|sometimes|a little)[啊呀哦吧呢]?",
+    re.IGNORECASE,
+)
 _NO = re.compile(r"(?:没有?|没有过|从没|无|不是的?|不|不会|否|no|nope|none)[啊呀哦吧呢]?", re.IGNORECASE)
 
 
@@ -113,6 +117,7 @@ class CausalStream:
         told = {state: frozenset(i for i, one in details.items() if one.state == state) for state in
                 ("present", "absent", "unknown")}  # fmt: skip
         evidence = Evidence(told["present"], told["absent"])
+        warning = evidence.present | others | {one.id for one in own if one.state == "present"}  # 烧到39度，现在37度
         asked = [
             node.id
             for node in (*self.network.findings, *self.network.risks)
@@ -131,7 +136,7 @@ class CausalStream:
             posterior=infer(self.network, evidence),
             questions=tuple(gain for gain in worth if not is_test[gain.id])[:ASKED],
             examination=next((gain for gain in worth if is_test[gain.id]), None),
-            urgent=tuple(flag for flag in self.network.red_flags if flag.findings <= evidence.present | others),
+            urgent=tuple(flag for flag in self.network.red_flags if flag.findings <= warning),
             unread=tuple(_unread(text, mentions)),
         )
 

@@ -7,7 +7,8 @@ the rest. Where two units are in use, each has a range of its own, as the number
 import re
 
 # What may stand between a quantity and its value: 血糖降到2.1, but not 血糖降了2.1.
-_NEAR = r"(?:[^，、。；！？,;!?\d病史药差降]|降(?=[到至为])){0,8}?"
+_NEAR = r"(?:(?![从由]\s*\d)[^，、。；！？,;!?\d病史药差降]|降(?=[到至为])){0,8}?"
+_FROM = r"(?:[^，。；\d]{0,4}?[从由]\s*\d[\d./]*[^，。；\d]{0,4}?(?:到|至|成)了?)?"  # 血氧从98掉到86: it is 86
 _DECIMAL = r"(?P<a>\d{1,5})(?:\.(?P<b>\d+))?(?![\d+/]|\.\d|[^，。；,;]{0,3}[/每]\s*hp)"
 _WHOLE = r"(?P<a>\d{2,3})(?!\d)"
 _WARMTH = (
@@ -24,7 +25,7 @@ _SUGAR = "血糖|glu|blood sugar|glucose"
 
 def _value(words: str, number: str = _DECIMAL, unit: str = "") -> re.Pattern[str]:
     """The words that announce a quantity, then its number. Latin abbreviations stand alone: TC, but not in TCT."""
-    return re.compile(rf"(?<![a-z])(?:{words})(?![a-z]){_NEAR}{number}{unit}")
+    return re.compile(rf"(?<![a-z])(?:{words})(?![a-z])(?:{_FROM}){_NEAR}{number}{unit}")
 
 
 # How a quantity is written, [(id, at least, below)]; ids that a network lacks are skipped. A value outside says that
@@ -51,7 +52,7 @@ MEASURES = (
     (_value(_SUGAR, _WHOLE, r"\s*mg/dl"), (("high_blood_glucose", 200, 999), ("low_blood_glucose", 0, 70))),
     (_value("糖化血红蛋白|糖化|hba1c"), (("high_blood_glucose", 6.5, 25),)),  # %
     (_value("(?<!尿)(?<!便)白细胞(?:计数|数)?|(?<!尿)wbc"),
-     (("white_cells_raised", 10, 100), ("white_cells_raised", 10_000, 100_000))),  # 10⁹/L, per µL
+     (("white_cells_raised", 9.51, 100), ("white_cells_raised", 9_501, 100_000))),  # 10⁹/L, per µL
     (_value("(?<!尿)白细胞(?:计数|数)?|(?<!尿)wbc", r"(?P<a>\d)(?:[.点](?P<b>\d))?万"),
      (("white_cells_raised", 1, 10),)),
     (_value("尿(?:液|常规|检)?(?:白细胞|wbc)", _IN_FIELD), (("urine_white_cells", 6, 999),)),

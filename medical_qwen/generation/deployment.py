@@ -24,7 +24,14 @@ from medical_qwen.lineage import (
     refuse_reward_model,
     resolve,
 )
-from medical_qwen.models import cache_folder, load_tokenizer, merged_directory, save_atomically
+from medical_qwen.models import (
+    cache_folder,
+    choose_tokenizer,
+    load_tokenizer,
+    make_savable,
+    merged_directory,
+    save_atomically,
+)
 from medical_qwen.rendering import Renderer
 
 logger = logging.getLogger(__name__)
@@ -91,7 +98,8 @@ def deploy(model: str, modules: dict[str, str] | None = None, template_name: str
     name = _name(base.adapters[-1] if base.adapters else base.root)
     if name in modules:
         raise ValueError(f"two models are called {name}: name the adapter otherwise, as in other={modules[name]}")
-    tokenizers = [load_tokenizer(path, template_name) for path in dict.fromkeys((model, *modules.values()))]
+    own = (choose_tokenizer(model, path, None) for path in modules.values())
+    tokenizers = [load_tokenizer(path, template_name) for path in dict.fromkeys((model, *own))]
     if len({tokenizer.chat_template for tokenizer in tokenizers}) > 1:
         raise ValueError(
             f"{model} and its adapters {', '.join(modules)} have different chat templates, and a server has one: "
@@ -169,6 +177,7 @@ def tokenizer_folder(tokenizer: PreTrainedTokenizerBase, root: str) -> str:
         settings = GenerationConfig.from_pretrained(root)
     except OSError:  # it has none
         settings = GenerationConfig.from_model_config(config)
+    make_savable(settings)
     ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
     settings.eos_token_id = sorted({*renderer.stop_token_ids, *ends} - {None})
     tokenizer.chat_template = shielding(renderer) + tokenizer.get_chat_template()

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from medical_qwen.generation.decoding import Batch, Prompt, Row
 from medical_qwen.generation.interface import Answer, Request, Sampling, Stream, plan_batches
 from medical_qwen.generation.live import Live
-from medical_qwen.generation.text import TextStream
+from medical_qwen.generation.text import THINK_OPEN, TextStream
 from medical_qwen.lineage import resolve
 from medical_qwen.models import choose_tokenizer, fit_embeddings, load_base, load_tokenizer
 from medical_qwen.rendering import Renderer
@@ -75,7 +75,10 @@ class TokenEngine:
     def _row(self, prompt: Prompt, seed: int, sampling: Sampling) -> Row:
         stops = tuple(dict.fromkeys((*self.renderer.stop_strings, *sampling.stop)))
         ends = self.stop_token_ids | self._control_tokens(sampling.stop)
-        return Row(prompt, TextStream(self.tokenizer, stops), sampling, ends, seed)
+        row = Row(prompt, TextStream(self.tokenizer, stops), sampling, ends, seed)
+        if self.tokenizer.decode(prompt.ids[-8:]).rstrip().endswith(THINK_OPEN):
+            row.pieces.append(f"{THINK_OPEN}\n")  # the prompt has begun the thought: cut off it would seem the answer
+        return row
 
     def _control_tokens(self, stops: tuple[str, ...]) -> set[int]:
         """Ids of the stop strings that are special tokens: those never show up in the text."""

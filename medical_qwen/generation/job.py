@@ -311,16 +311,22 @@ def describe_model(*paths: str | None) -> dict[str, str]:
     return describe_files(*paths, patterns=MODEL_FILES)
 
 
-def describe_files(*paths: str | None, patterns: Sequence[str] = ("**/*",)) -> dict[str, str]:
-    """What tells files from other ones: the hash of a file's bytes, or of a folder's names, sizes and times."""
+def describe_files(
+    *paths: str | None, patterns: Sequence[str] = ("**/*",), without: str | None = None
+) -> dict[str, str]:
+    """What tells files from other ones: the hash of a file's bytes, or of a folder's names, sizes and times.
+
+    `without`: a folder below them that does not count.
+    """
+    apart = Path(without).resolve() if without else None
     found = {}
     for path in filter(None, paths):
         digest = hashlib.sha256()
         if Path(path).is_file():
             digest.update(Path(path).read_bytes())
         for file in sorted({file for pattern in patterns for file in Path(path).glob(pattern)}):
-            stat = file.stat()
-            if file.is_file():
+            if file.is_file() and (apart is None or apart not in file.resolve().parents):
+                stat = file.stat()
                 digest.update(f"{file.relative_to(path)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
         found[path] = digest.hexdigest()[:16]
     return found

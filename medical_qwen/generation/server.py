@@ -193,6 +193,10 @@ class Server:
                 )
         except _NotThereError:
             found = {}
+        except ValueError as error:  # a service of that name which wants other fields
+            if isinstance(error, _TooLongError) or getattr(error.__cause__, "status_code", 0) not in (400, 415, 422):
+                raise
+            found = {}
         count = found.get("count")  # llama.cpp has a /tokenize of another form
         self._counts_tokens = isinstance(count, int)
         return count if self._counts_tokens else None

@@ -48,6 +48,7 @@ class VllmEngine(TokenEngine):
         llm = LLM(
             merged_directory(lineage) if lineage.adapters else lineage.root,
             skip_tokenizer_init=True,
+            max_model_len=-1,  # as much of the model's context as the memory holds
             tensor_parallel_size=tensor_parallel_size,
             dtype="float32" if current_platform.is_cpu() else "auto",
             enforce_eager=current_platform.is_cpu(),  # there compiling takes minutes

@@ -131,7 +131,7 @@ def _array(file: File, _: str) -> Iterator[Row]:
         values = _JsonStream(stream)
         values.skip("[")
         number = 0
-        while values.peek() not in ("]", ""):
+        while (mark := values.peek()) not in ("]", ""):
             number += 1
             row = values.next_value()
             where = f"{file.path}: record {number} (line {values.line})"
@@ -145,6 +145,14 @@ def _array(file: File, _: str) -> Iterator[Row]:
             yield where, row
             if _fatal(row):
                 return
+        expected = "a record or ] behind a comma"
+        if mark == "]":
+            values.skip("]")
+            mark, expected = values.peek(), "one array and nothing behind it"
+            if not mark:
+                return
+        where = f"{file.path}: record {number + 1} (line {values.at})"
+        yield where, BadRecord("file", expected, shown(mark) if mark else "its end", True)
 
 
 class _JsonStream:

@@ -25,6 +25,8 @@ from medical_qwen.retrieval.document import (
 
 HEAD = 1 << 16
 LARGEST = 1 << 31  # bytes that an Office file may unpack to
+LONGEST = 1 << 28  # characters of a text, unpacked
+WIDEST = 1 << 10  # columns of a sheet
 TABLES = (".csv", ".tsv")
 FOREIGN = (
     (b"\xd0\xcf\x11\xe0", "an old or an encrypted Office file: save it as .docx or .xlsx, without a password"),
@@ -44,7 +46,14 @@ def fingerprint(path: Path) -> str:
     """The hash of a file's bytes; of a table by name also that, because it is read as one."""
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return digest + (path.suffix.lower() if path.suffix.lower() in TABLES else "")
+    return digest + (table_suffix(path) or "")
+
+
+def table_suffix(path: Path) -> str | None:
+    """.csv or .tsv, also in front of .gz or .zst; None for what is no table by name."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    own = suffixes[-2:-1] if suffixes[-1:] in ([".gz"], [".zst"]) else suffixes[-1:]
+    return own[0] if own and own[0] in TABLES else None
 
 
 def read_document(path: str | Path) -> Document:
@@ -166,7 +175,10 @@ def read_xlsx(path: Path) -> Document:
     try:
         rows = []
         for sheet in book.worksheets:
-            cells = [["" if cell is None else str(cell) for cell in row] for row in sheet.iter_rows(values_only=True)]
+            cells = [
+                ["" if cell is None else str(cell) for cell in row] if any(cell is not None for cell in row) else []
+                for row in sheet.iter_rows(values_only=True, max_col=min(sheet.max_column or WIDEST, WIDEST))
+            ]
             rows += table(cells, f"{sheet.title}, ")
         return from_rows(rows)
     finally:
@@ -181,8 +193,7 @@ def read_text(path: Path) -> Document:
         return from_rows((row_text(record), f"row {number}") for number, record in enumerate(records, 1))
     if re.match(r"<(!doctype html|html|head|body|\?xml[^>]*>\s*<(!doctype )?html)\b", start, re.IGNORECASE):
         return read_html(text)
-    suffix = path.suffix.lower()
-    if suffix in TABLES:
+    if table_suffix(path):
         csv.field_size_limit(1 << 27)
         first = text.split("\n", 1)[0]
         delimiter = max("\t,;", key=first.count)
@@ -213,12 +224,15 @@ def decode(path: Path) -> str:
     """Text in UTF-8, UTF-16, GB18030, or the encoding that charset-normalizer finds."""
     try:
         with inspect(path).text() as stream:
-            return stream.read()
+            text = stream.read(LONGEST + 1)
+            if len(text) > LONGEST:
+                raise Unreadable(f"it unpacks to more than {LONGEST >> 20} Mi characters")
+            return text
     except BadRecord as problem:
         if problem.expected == "UTF-8 text":
             raise Unreadable(f"damaged text: {problem}") from problem
         with opened(path) as stream:
-            guess = needed("charset_normalizer", "charset-normalizer").from_bytes(stream.read()).best()
+            guess = needed("charset_normalizer", "charset-normalizer").from_bytes(stream.read(LONGEST)).best()
         if guess is None:
             raise Unreadable("neither text nor a document of a known kind") from problem
         return str(guess)
