@@ -4,11 +4,12 @@
     python benchmarks/ppo_speed.py --trl_python /somewhere/trl112/bin/python --model_name_or_path MODEL
 
 Each side runs in a process of its own and does one step when it is told to, so that a busy machine slows both. Same
-base model, prompts, batch, answer length (end tokens are ignored: every answer has the full length), PPO epochs and
-precision. Prompts are the questions of --train_file_dir with their history, of natural length, or with --prompt_length
-all of one length: then there is no padding to save. Both train a LoRA adapter of the same rank as their policy, or all
-weights with --full. Reward model, value model and reference are of the base's size: adapters on one base here, models
-of their own there (TRL's reference with LoRA is the base, too; its value model is trained in full).
+base model, prompts (in each round the same ones), batch, answer length (end tokens are ignored: every answer has the
+full length), PPO epochs and precision. Prompts are the questions of --train_file_dir with their history, of natural
+length, or with --prompt_length all of one length: then there is no padding to save. Both train a LoRA adapter of the
+same rank as their policy, or all weights with --full. Reward model, value model and reference are of the base's size:
+adapters on one base here, models of their own there (TRL's reference with LoRA is the base, too; its value model is
+trained in full).
 
 Prints the seconds per step of each side, the median of the step-by-step ratios with its range, and the memory that
 each took beyond an empty process.
@@ -17,6 +18,7 @@ each took beyond an empty process.
 import argparse
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -191,6 +193,7 @@ def prepare(options: argparse.Namespace) -> None:
     if size:
         stream = [token for prompt in ids for token in prompt]
         ids = [stream[i : i + size] for i in range(0, len(stream) - size, size)]
+    random.Random(0).shuffle(ids)
     (Path(options.folder) / "prompts.json").write_text(json.dumps(ids))
     make_reward(options.model_name_or_path, Path(options.folder))
 
@@ -245,7 +248,13 @@ def ours(options: argparse.Namespace) -> None:
         gradient_checkpointing=False,
         max_kl=1e9,
     )
-    trainer = PPOTrainer(
+
+    class InOrder(PPOTrainer):
+        def _prompts(self, number: int) -> list[dict]:
+            size = self.args.local_rollout_size
+            return [prompts[i % len(prompts)] for i in range(number * size, (number + 1) * size)]
+
+    trainer = InOrder(
         load_ppo_model(arguments, tokenizer, str(reward)),
         config,
         Dataset.from_list(prompts),
@@ -262,8 +271,12 @@ def trl(options: argparse.Namespace) -> None:
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
-    from trl.experimental.ppo import PPOConfig, PPOTrainer
+    from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
+    def in_order(*args, shuffle=True, **kwargs):
+        return torch.utils.data.DataLoader(*args, shuffle=False, **kwargs)
+
+    ppo_trainer.DataLoader = in_order
     tokenizer = AutoTokenizer.from_pretrained(options.model_name_or_path, padding_side="left")
     prompts = Dataset.from_list([{"input_ids": ids} for ids in load_prompts(options)])
     start, dtype = resident("VmRSS"), getattr(torch, options.dtype)
