@@ -55,7 +55,7 @@ def commands(options: argparse.Namespace) -> dict[str, list[str]]:
         "dpo": ["dpo_training.py", *model, *pairs, "--max_length", length, "--num_train_epochs", "1",
                 "--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "4", "--learning_rate", "5e-5",
                 "--lr_scheduler_type", "cosine", "--warmup_steps", "0.1", "--train_sampling_strategy",
-                "group_by_length", "--beta", "0.1", *each, "--eval_steps", "10"],
+                "group_by_length", "--beta", "0.1", *each, "--eval_steps", "15"],
         "grpo": ["grpo_training.py", *model, "--train_file_dir", str(Path(options.output) / "exam.jsonl"),
                  "--reward_funcs", f"format(format_pattern={FORM!r})", "choice", "--system_prompt", SYSTEM,
                  "--num_generations", "8", "--per_device_train_batch_size", "64", "--temperature", "1.0",
