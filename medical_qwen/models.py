@@ -120,7 +120,7 @@ def load_base(
     model = _from_pretrained(
         auto_class, lineage.root, dtype=torch_dtype(dtype), quantization_config=quantization(bits), **kwargs
     )
-    make_savable(model.generation_config)
+    make_savable(getattr(model, "generation_config", None))  # a classification model has none
     for number, adapter in enumerate(lineage.adapters, 1):
         logger.info("adapter %d of %d: %s", number, len(lineage.adapters), adapter)
         model = attach(model, adapter)
