@@ -1,5 +1,6 @@
 """The stream of a talk: text comes in, and after each turn stands what could be behind it and what to ask next."""
 
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,12 @@ _YES = re.compile(
     re.IGNORECASE,
 )
 _NO = re.compile(r"(?:没有?|没有过|从没|无|不是的?|不|不会|否|no|nope|none)[啊呀哦吧呢]?", re.IGNORECASE)
+
+
+@functools.lru_cache(maxsize=4)
+def _extractor_of(network: Network) -> Extractor:
+    """One for all talks: to compile its thousands of patterns takes 2 s."""
+    return Extractor(network)
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,7 @@ class CausalStream:
             raise ValueError(f"language: expected zh or en, got {language!r}")
         self.network, self._language = network, language
         self.states: list[State] = []  # one a turn
-        self._extractor = Extractor(network)
+        self._extractor = _extractor_of(network)
         self._growing = ""  # the turn that is not finished yet
         self._open = False
 
