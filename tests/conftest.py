@@ -7,6 +7,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
+SLOWEST = ("test_ppo", "test_gradio_demo", "test_training", "test_retrieval_index", "test_dpo", "test_inference",
+           "test_reward_modeling", "test_zero3", "test_multigpu", "test_grpo", "test_library")  # fmt: skip
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -76,3 +78,7 @@ def make_tiny_model(folder: Path, seed: int = 0, **settings) -> Path:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: SLOWEST.index(item.path.stem) if item.path.stem in SLOWEST else len(SLOWEST))
