@@ -163,7 +163,7 @@ def _state(
     kind, cue_words = cue
     near = before[before.rfind(cue_words) + len(cue_words) :]
     if kind == "present" or (kind == "unknown" and (always or (len(near) > 4 and "了" in near))):
-        return "present"  # 不知道是不是吃坏了突然晕倒
+        return "present"  # 不知道是不是太累了突然晕倒
     if kind == "unknown":
         return "unknown"
     if cue_words.endswith("没") and before.endswith("没") and re.match("走?[几两]步", words):
