@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from medical_qwen.ppo.linear import merge_on_the_fly
 from medical_qwen.ppo.losses import token_entropy, token_logprobs
 
 POLICY, VALUE, REWARD = "default", "ppo_value", "ppo_reward"  # adapter names
@@ -70,6 +71,7 @@ class PPOModel(nn.Module):
         self._switches = [m for m in policy.modules() if isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper)]
         _refuse_changed_logits(policy.config)
         _disable_dropout(self)
+        merge_on_the_fly(policy)
 
     @property
     def language_model(self) -> PreTrainedModel:
