@@ -11,6 +11,10 @@
 # A GPU goes through all data; on a CPU every stage takes so many steps that all fits into half an hour.
 set -euo pipefail
 cd "$(dirname "$0")"
+if [ -n "${TRAIN:-}" ]; then
+  echo "TRAIN names the data of one stage: give those of the SFT as --train_file_dir, or run the stages one by one" >&2
+  exit 2
+fi
 . tools/launch.sh
 
 OUTPUT="${OUTPUT:-outputs/pipeline}"
@@ -42,10 +46,6 @@ else
     --reward_funcs choice number chinese --reward_weights 1 1 0.5)
 fi
 BASE="$MODEL"
-if [ -n "${TRAIN:-}" ]; then
-  echo "TRAIN names the data of one stage: give those of the SFT as --train_file_dir, or run the stages one by one" >&2
-  exit 2
-fi
 mkdir -p "$OUTPUT/answers" "$OUTPUT/scores"
 COMMAND="MODEL=$MODEL STAGES='$STAGES' HELD_OUT=$HELD_OUT bash run_pipeline.sh $*"
 if [ -f "$OUTPUT/command" ] && [ "$(cat "$OUTPUT/command")" != "$COMMAND" ]; then

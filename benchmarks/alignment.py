@@ -6,7 +6,8 @@ For the time of a CPU, those pairs are taken whose longer answer with its prompt
 those questions for PPO that are at most --longest_prompt tokens.
 
 * rm: reward model; accuracy on held-out pairs with its 95 % interval.
-* dpo: reward accuracy and margin on the same held-out pairs, over the steps.
+* dpo: reward accuracy and margin on held-out pairs, over the steps. A third of the pairs is held out in turn, so that all
+  of them count: with a third alone an accuracy of 0.6 cannot be told from chance.
 * grpo: 24 exam questions with one right option, rewarded for beginning with option letters and for the right one; mean
   reward over the steps. A model of this size cannot know the answers: what it is to do is to learn these by heart.
 * ppo: three seeds against the reward model of `rm`; its score on 256 held-out questions, and the KL, over the steps.
@@ -18,6 +19,7 @@ curves go to `benchmarks/results/alignment.json` and `alignment.png`.
 
 import argparse
 import json
+import random
 import shlex
 import subprocess
 import sys
@@ -38,6 +40,7 @@ SYSTEM = "第一个字就写选项字母，例如“B”，然后写理由。"
 QUESTIONS = 24  # of the exam
 HELD_OUT_QUESTIONS = 256
 SEEDS = (1, 2, 3)
+FOLDS = (1, 2, 3)
 TARGET_KL = 8  # nats per answer
 COMMAND = "command.txt"  # in the folder of a run
 
@@ -52,16 +55,21 @@ def commands(options: argparse.Namespace) -> dict[str, list[str]]:
         "rm": ["reward_modeling.py", *model, *pairs, "--max_length", length, "--num_train_epochs", "2",
                "--per_device_train_batch_size", "8", "--learning_rate", "3e-4", "--lr_scheduler_type", "cosine",
                "--train_sampling_strategy", "group_by_length", *each, "--eval_steps", "20"],
-        "dpo": ["dpo_training.py", *model, *pairs, "--max_length", length, "--num_train_epochs", "2",
-                "--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "4", "--learning_rate", "5e-5",
-                "--lr_scheduler_type", "cosine", "--warmup_steps", "0.1", "--train_sampling_strategy",
-                "group_by_length", "--beta", "0.1", *each, "--eval_steps", "29"],
         "grpo": ["grpo_training.py", *model, "--train_file_dir", str(Path(options.output) / "exam.jsonl"),
                  "--reward_funcs", f"format(format_pattern={FORM!r})", "choice", "--system_prompt", SYSTEM,
                  "--num_generations", "8", "--per_device_train_batch_size", "64", "--temperature", "1.0",
                  "--max_completion_length", "6", "--max_steps", "60", "--learning_rate", "1e-4",
                  "--lr_scheduler_type", "constant_with_warmup", "--warmup_steps", "3", "--beta", "0.0"],
     }  # fmt: skip
+    for fold in FOLDS:
+        found[f"dpo-{fold}"] = [
+            "dpo_training.py", *model, "--train_file_dir", str(Path(options.output) / f"pairs_without_{fold}.jsonl"),
+            "--validation_file_dir", str(Path(options.output) / f"pairs_{fold}.jsonl"), "--max_length", length,
+            "--num_train_epochs", "1", "--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "4",
+            "--learning_rate", "5e-5", "--lr_scheduler_type", "cosine", "--warmup_steps", "0.1",
+            "--train_sampling_strategy", "group_by_length", "--beta", "0.1", *each, "--eval_steps", "15",
+            "--per_device_eval_batch_size", "1",  # the accuracy is a mean over batches
+        ]  # fmt: skip
     for seed in SEEDS:
         found[f"ppo-{seed}"] = [
             "ppo_training.py", *model, "--train_file_dir", str(Path(options.output) / "prompts.jsonl"),
@@ -123,12 +131,18 @@ def select(options: argparse.Namespace) -> None:
         for path in (options.pairs, options.questions, ROOT / "data" / "grpo" / "exam.jsonl")
     )
     questions = [line for line in questions if short(line, options.longest_prompt)]
+    pairs = [line for line in pairs if short(line, options.longest, "chosen", "rejected")]
+    shuffled = random.Random(0).sample(pairs, len(pairs))
+    folds = {fold: shuffled[fold - 1 :: len(FOLDS)] for fold in FOLDS}
     files = {
-        "pairs": [line for line in pairs if short(line, options.longest, "chosen", "rejected")],
+        "pairs": pairs,
         "prompts": questions[HELD_OUT_QUESTIONS:],
         "held_out_prompts": questions[:HELD_OUT_QUESTIONS],  # the same ones for every seed
         "exam": [line for line in exam if len(json.loads(line)["answer"]) == 1][:QUESTIONS],
     }
+    for fold, held_out in folds.items():
+        rest = [line for other, lines in folds.items() if other != fold for line in lines]
+        files |= {f"pairs_{fold}": held_out, f"pairs_without_{fold}": rest}
     Path(options.output).mkdir(parents=True, exist_ok=True)
     for name, kept in files.items():
         (Path(options.output) / f"{name}.jsonl").write_text("\n".join(kept) + "\n", encoding="utf-8")
@@ -145,14 +159,25 @@ def report(output: Path) -> None:
         summary = json.loads((output / name / "run_summary.json").read_text(encoding="utf-8"))
         command = (output / name / COMMAND).read_text(encoding="utf-8")
         results[name] = {"command": command, "git_revision": summary["git_revision"], **figures(name, history)}
-        if name == "dpo":
-            pairs = summary["data"]["validation"]
-            low, high = wilson_interval(round(results[name]["eval_rewards/accuracies"]["last"] * pairs), pairs)
-            results[name] |= {"eval_pairs": pairs, "eval_accuracy_low": low, "eval_accuracy_high": high}
+        if name.startswith("dpo-"):
+            results[name]["eval_pairs"] = summary["data"]["validation"]
+    if folds := [found for name, found in results.items() if name.startswith("dpo-")]:
+        results["dpo"] = pooled(folds)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "alignment.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(results, indent=2))
     plot(histories, RESULTS / "alignment.png")
+
+
+def pooled(folds: list[dict]) -> dict:
+    """Accuracy over the pairs of all folds, with its 95 % interval, and the mean margin, after training."""
+    right, margin, pairs = 0, 0.0, sum(fold["eval_pairs"] for fold in folds)
+    for fold in folds:
+        right += round(fold["eval_rewards/accuracies"]["last"] * fold["eval_pairs"])
+        margin += fold["eval_rewards/margins"]["last"] * fold["eval_pairs"]
+    low, high = wilson_interval(right, pairs)
+    figures = {"accuracy": right / pairs, "accuracy_low": low, "accuracy_high": high, "margin": margin / pairs}
+    return {"eval_pairs": pairs} | {f"eval_{name}": round(value, 4) for name, value in figures.items()}
 
 
 def curve(history: list[dict], key: str) -> list[tuple[int, float]]:
@@ -179,10 +204,13 @@ def figures(name: str, history: list[dict]) -> dict:
 
 CURVES = {
     "rm": ["eval_accuracy", "eval_margin"],
-    "dpo": ["eval_rewards/accuracies", "eval_rewards/margins"],
+    "dpo": ["eval_rewards/accuracies", "eval_rewards/margins", "eval_loss"],
     "grpo": ["reward"],
     "ppo": ["eval_reward", "eval_kl", "kl", "reward"],
 }
+
+
+LABELS = {"dpo": "fold", "ppo": "seed"}
 
 
 def plot(histories: dict[str, list[dict]], path: Path) -> None:
@@ -203,11 +231,11 @@ def plot(histories: dict[str, list[dict]], path: Path) -> None:
     for axis, (kind, key, title) in zip(axes.flat, panels, strict=True):
         for name, history in histories.items():
             if name.partition("-")[0] == kind:
-                axis.plot(*zip(*curve(history, key), strict=True), label=name.replace("ppo-", "seed "))
+                axis.plot(*zip(*curve(history, key), strict=True), label=f"{LABELS.get(kind, kind)} {name[-1]}")
         axis.set(title=title, xlabel="step")
         axis.grid(alpha=0.3)
-    for axis in axes.flat[4:]:
-        axis.legend()
+        if kind in LABELS:
+            axis.legend()
     axes.flat[5].axhline(TARGET_KL, linestyle="--", color="grey", linewidth=1)
     figure.tight_layout()
     figure.savefig(path)

@@ -1,12 +1,18 @@
-"""Stages, one after another, on the ranks of torchrun: ranks.py '[[MODULE, FLAG, …], …]'.
+"""Stages, one after another, on several ranks.
+
+    torchrun --nproc_per_node 2 tests/ranks.py '[[MODULE, FLAG, …], …]'
+    python tests/ranks.py           # reads requests, a line each, and forks two ranks for each: imports everything once
 
 Every rank has to end with the same weights, which are left in `--output_dir` as `trained.pt`. New adapters and score
 heads start from numbers that depend on their names alone, so that runs under DDP and DeepSpeed can be compared.
 """
 
+import faulthandler
+import gc
 import importlib
 import json
 import os
+import socket
 import sys
 from pathlib import Path
 from zlib import crc32
@@ -68,9 +74,53 @@ def forget() -> None:
     os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
 
 
+STAGES = ("pretraining", "supervised_finetuning", "reward_modeling", "dpo_training", "grpo_training", "ppo_training")
+
+
+def serve() -> list[list[str]]:
+    """Fork two ranks for each request on stdin, {"runs": …, "logs": [file of each rank]}; say which codes they end with.
+
+    Returns in the ranks, with the runs; the server itself ends with its input.
+    """
+    for stage in STAGES:
+        importlib.import_module(stage)
+    gc.freeze()
+    for line in sys.stdin:
+        request = json.loads(line)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        ranks: dict[int, int] = {}
+        for rank, log in enumerate(request["logs"]):
+            ranks[os.fork()] = rank
+            if 0 in ranks:
+                become(rank, len(request["logs"]), port, log)
+                return request["runs"]
+        codes: dict[int, int] = {}
+        while len(codes) < len(ranks):
+            process, status = os.wait()
+            codes[ranks[process]] = os.waitstatus_to_exitcode(status)
+            for other in ranks if codes[ranks[process]] else ():  # it would wait for the other forever
+                if ranks[other] not in codes:
+                    os.kill(other, 15)
+        print(json.dumps({"codes": codes}), flush=True)
+    sys.exit()
+
+
+def become(rank: int, world_size: int, port: int, log: str) -> None:
+    """This process as torchrun would have started it."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size),
+                   "LOCAL_WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
+    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(target, 1)
+    os.dup2(target, 2)
+    faulthandler.enable()
+
+
 if __name__ == "__main__":
-    for words in json.loads(sys.argv[1]):
+    for words in json.loads(sys.argv[1]) if sys.argv[1:] else serve():
         run(*words)
         forget()
+    gc.collect()  # what still holds the process group
     dist.barrier()
     dist.destroy_process_group()

@@ -1,10 +1,12 @@
 """What the tests of the alignment stages share: small data, and runs that are killed or on two ranks."""
 
+import functools
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -72,15 +74,48 @@ def kill_after_a_checkpoint(script: str, output: Path, arguments: list[str]) -> 
     assert not (output / "run_summary.json").exists()
 
 
-def two_ranks(*runs: list[str], **environment: str) -> None:
+def on_ranks(runs: tuple[list[str], ...]) -> list[list[str]]:
+    return [[*words, "--use_cpu", "True"] for words in runs]
+
+
+RANKS = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONFAULTHANDLER": "1"}
+
+
+def under_torchrun(*runs: list[str], **environment: str) -> None:
     """Runs [stage, *flags], one after another, on two gloo ranks, which have to end each with the same weights."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
-        [*command, "tests/ranks.py", json.dumps([[*words, "--use_cpu", "True"] for words in runs])],
+        [*command, "tests/ranks.py", json.dumps(on_ranks(runs))],
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONFAULTHANDLER": "1"} | environment,
+        env=os.environ | RANKS | environment,
         capture_output=True,
         text=True,
         timeout=600,
     )
-    assert done.returncode == 0, done.stderr[-5000:]
+    assert done.returncode == 0, reason(done.stderr)
+
+
+def two_ranks(*runs: list[str]) -> None:
+    """The same on ranks that a server forks, which has imported everything: ten seconds less than by torchrun."""
+    server = rank_server()
+    with tempfile.TemporaryDirectory() as folder:
+        logs = [Path(folder) / f"rank{rank}.log" for rank in (0, 1)]
+        server.stdin.write(json.dumps({"runs": on_ranks(runs), "logs": list(map(str, logs))}) + "\n")
+        server.stdin.flush()
+        codes = json.loads(server.stdout.readline())["codes"]
+        told = "\n\n".join(reason(log.read_text(errors="replace")) for log in logs)
+    assert set(codes.values()) == {0}, f"{codes}\n{told}"
+
+
+@functools.cache
+def rank_server() -> subprocess.Popen:
+    """Ends with its input: with the test process."""
+    command = [sys.executable, "tests/ranks.py"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, env=os.environ | RANKS, stderr=subprocess.DEVNULL, **pipes)
+
+
+def reason(log: str) -> str:
+    """The end of a log; of a crash also where Python was."""
+    crash = log.find("Fatal Python error")
+    return (log[max(0, crash - 500) : crash + 3000] + "\n[…]\n" if crash >= 0 else "") + log[-3000:]

@@ -500,6 +500,25 @@ def test_with_and_without_the_adapter_from_four_threads(tiny_model, tmp_path):
     assert engines[0].model._model is engines[1].model._model
 
 
+def test_an_adapter_below_is_named_where_the_last_one_alone_is_taken_away(tiny_model, tmp_path, caplog):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from medical_qwen.generation.compare import load_both
+
+    below, above = tmp_path / "below", tmp_path / "above"
+    for folder, base in ((below, tiny_model), (above, below)):
+        config = LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM")
+        get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), config).save_pretrained(folder)
+        written = json.loads((folder / "adapter_config.json").read_text())
+        (folder / "adapter_config.json").write_text(json.dumps(written | {"base_model_name_or_path": str(base)}))
+    flags = ["--base_model", str(tiny_model), "--only_cpu", "--lora_model"]
+    load_both(gradio_demo.parse_args([*flags, str(below)]))
+    assert "was trained on" not in caplog.text
+    load_both(gradio_demo.parse_args([*flags, str(above)]))
+    assert f"{above} was trained on {below}: without it that one answers" in caplog.text
+
+
 def test_thumbs_make_pairs_of_answers_to_one_question():
     turn = Turn("问")
     turn.votes = {"甲": None, "乙": None, "丙": None}

@@ -1,6 +1,7 @@
 """The rules that keep the repository a house: who may import whom, sizes, and documents that agree with each other."""
 
 import ast
+import os
 import re
 import runpy
 import subprocess
@@ -127,3 +128,10 @@ def test_all_the_flags_that_a_readme_shows_are_known(monkeypatch, capsys):
             helps[script[1]] = capsys.readouterr().out
         for flag in re.findall(r"(--\w+)", script[2]):
             assert re.search(rf"{flag}\b", helps[script[1]]), f"{script[1]} has no {flag}"
+
+
+def test_the_pipeline_takes_no_variable_that_every_stage_would_inherit(tmp_path):
+    environment = os.environ | {"TRAIN": "data/sft", "OUTPUT": str(tmp_path / "out")}
+    done = subprocess.run(["bash", "run_pipeline.sh"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and "give those of the SFT as --train_file_dir" in done.stderr
+    assert not (tmp_path / "out").exists()

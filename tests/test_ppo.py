@@ -19,7 +19,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from stage_runs import two_ranks
+from stage_runs import two_ranks, under_torchrun
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
@@ -903,7 +903,7 @@ def test_two_ranks_end_with_the_same_weights(world, tmp_path):
     data = write_prompts(tmp_path / "train.jsonl", 20)
     more = ["--max_steps", "3", "--num_mini_batches", "1", "--validation_split_ratio", "0.35"]
     folders = {checkpointing: tmp_path / checkpointing for checkpointing in ("True", "False")}
-    two_ranks(*(ppo_run(world, data, out, *more, "--gradient_checkpointing", on) for on, out in folders.items()))
+    under_torchrun(*(ppo_run(world, data, out, *more, "--gradient_checkpointing", on) for on, out in folders.items()))
     start = role_model(world, "sft", "rm_sft", make_tokenizer())
     for out in folders.values():
         ended = torch.load(out / "trained.pt")

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from stage_runs import flags, furthest, history, pairs, two_ranks, weights, write_rows
+from stage_runs import flags, furthest, history, pairs, under_torchrun, weights, write_rows
 
 import supervised_finetuning
 
@@ -25,7 +25,7 @@ def runs(tiny_model, tmp_path_factory):
     only = {"grpo_training": ["--reward_module", f"{folder / 'mine.py'}:share", "--num_generations", "4",
                               "--per_device_train_batch_size", "4", "--max_completion_length", "8"]}  # fmt: skip
     supervised_finetuning.main(flags(tiny_model, data[STAGES[0]], folder / "sft", *LORA))
-    two_ranks(
+    under_torchrun(
         *(
             [
                 stage,
