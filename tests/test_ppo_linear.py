@@ -7,7 +7,7 @@ from peft.tuners.lora.layer import Linear
 from torch import nn
 
 from medical_qwen.ppo import linear
-from medical_qwen.ppo.linear import MANY, MergedLinear, merge_on_the_fly
+from medical_qwen.ppo.linear import MANY, MergedLinear, kept_merged, merge_on_the_fly
 
 
 class Two(nn.Module):
@@ -104,3 +104,32 @@ def test_dropout_is_no_matter_in_evaluation(merges):
     merge_on_the_fly(model)
     model.eval()(torch.randn(1, MANY, 24))
     assert len(merges) == 2
+
+
+def test_kept_weights_serve_single_tokens_and_are_forgotten(merges):
+    plain, model = make(), make()
+    merge_on_the_fly(model)
+    x = torch.randn(1, 1, 24)
+    with torch.no_grad(), kept_merged(model):
+        for _ in range(3):
+            torch.testing.assert_close(model(x), plain(x), rtol=1e-4, atol=1e-4)
+    assert len(merges) == 2  # one a layer
+    assert all(layer.kept is None for layer in lora_layers(model))
+    for layer in lora_layers(model):
+        nn.init.zeros_(layer.lora_B["above"].weight)
+    assert not torch.allclose(model(x), plain(x))
+
+
+@pytest.mark.parametrize("settings", [{"use_dora": True}, {"dtype": torch.bfloat16}], ids=["DoRA", "bfloat16"])
+def test_nothing_is_kept_where_peft_computes(settings, merges):
+    model = make(**settings)
+    merge_on_the_fly(model)
+    with torch.no_grad(), kept_merged(model):
+        assert all(layer.kept is None for layer in lora_layers(model))
+
+
+def test_deepspeed_keeps_pefts_layers(monkeypatch):
+    monkeypatch.setattr(linear, "deepspeed_config", lambda: {"zero_optimization": {"stage": 2}})
+    model = make()
+    merge_on_the_fly(model)
+    assert all(type(layer) is Linear for layer in lora_layers(model))

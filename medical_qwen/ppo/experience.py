@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from medical_qwen.ppo import losses
 from medical_qwen.ppo.config import PPOConfig
+from medical_qwen.ppo.linear import kept_merged
 from medical_qwen.ppo.roles import PPOModel
 from medical_qwen.ppo.rollout import Rollout, Texts, order, pad_right, read_at, seeded, write_answers
 from medical_qwen.ppo.scoring import Scorer, check_scores
@@ -148,7 +149,7 @@ class Experience:
     def _answers(self, rows: list[Row], *key: int) -> Texts:
         if self._engine is not None:
             return self._engine.write_answers([row["prompt_ids"] for row in rows])
-        with self._listening("policy") as model, seeded(self.accelerator.device, *key):
+        with self._listening("policy") as model, kept_merged(model), seeded(self.accelerator.device, *key):
             return write_answers(
                 model.language_model,
                 [row["prompt_ids"] for row in rows],

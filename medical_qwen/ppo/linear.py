@@ -1,10 +1,13 @@
 """LoRA layers in float32 as one matrix product: (W + Σ s·B·A)·x in place of W·x + s·B·(A·x) (Hu et al., 2106.09685).
 
 PEFT's layer passes over the activations several times more than a layer without an adapter, forward and backward. With
-many tokens at once it is cheaper to add the small product to the weight first: on two CPU cores a fifth of the time of
-a step (`benchmarks/ppo_speed.py`). In lower precisions the sum would round the adapter away; PEFT's way stays there.
-So it does under DeepSpeed: ZeRO-3 has a weight only while its own layer runs, and ZeRO-2 lost gradients of these layers.
+many tokens at once it is cheaper to add the small product to the weight first, and where answers are written a token at
+a time, to add it once. In lower precisions the sum would round the adapter away; PEFT's way stays there. So it does
+under DeepSpeed: ZeRO-3 has a weight only while its own layer runs, and ZeRO-2 lost gradients of these layers.
 """
+
+import contextlib
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +15,7 @@ from peft.tuners.lora.layer import Linear
 from torch import Tensor, nn
 from transformers.integrations.deepspeed import deepspeed_config
 
-MANY = 64  # tokens; with fewer (a token at a time, when answers are written) to merge costs more than it saves
+MANY = 64  # tokens; with fewer, to merge costs more than it saves
 
 
 def merge_on_the_fly(model: nn.Module) -> None:
@@ -24,25 +27,53 @@ def merge_on_the_fly(model: nn.Module) -> None:
             layer.__class__ = MergedLinear
 
 
+@contextlib.contextmanager
+def kept_merged(model: nn.Module) -> Iterator[None]:
+    """Merge the active adapters once, for many passes without gradients. Takes the memory of the adapted weights."""
+    layers = [layer for layer in model.modules() if isinstance(layer, MergedLinear)]
+    try:
+        for layer in layers:
+            layer.keep()
+        yield
+    finally:
+        for layer in layers:
+            layer.kept = None
+
+
 class MergedLinear(Linear):
     """PEFT's linear layer with the same parameters and results, up to float32 rounding."""
 
-    def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
-        active = [name for name in self.active_adapters if name in self.lora_A]
-        if self.disable_adapters or not active or args or kwargs or not self._can_merge(x, active):
-            return super().forward(x, *args, **kwargs)
-        factors = [part[name].weight for name in active for part in (self.lora_A, self.lora_B)]
-        scalings = [self.scaling[name] for name in active]
-        return _Merged.apply(x, self.base_layer.weight, self.base_layer.bias, scalings, *factors)
+    kept: Tensor | None = None  # the merged weight, within `kept_merged`
 
-    def _can_merge(self, x: Tensor, active: list[str]) -> bool:
+    def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
         weight, bias = self.base_layer.weight, self.base_layer.bias
+        plain = x.dtype == torch.float32 and not (args or kwargs or torch.is_autocast_enabled(x.device.type))
+        if plain and self.kept is not None:
+            return F.linear(x, self.kept, bias)
+        if plain and x.numel() >= MANY * x.shape[-1] and self._can_merge():
+            return _Merged.apply(x, weight, bias, *self._parts())
+        return super().forward(x, *args, **kwargs)
+
+    def keep(self) -> None:
+        if self._can_merge():
+            scalings, *factors = self._parts()
+            self.kept = _merged(self.base_layer.weight, scalings, factors)
+
+    def _parts(self) -> tuple:
+        """The scalings, and A and B of each active adapter."""
+        active = [name for name in self.active_adapters if name in self.lora_A]
+        factors = [part[name].weight for name in active for part in (self.lora_A, self.lora_B)]
+        return [self.scaling[name] for name in active], *factors
+
+    def _can_merge(self) -> bool:
+        weight, bias = self.base_layer.weight, self.base_layer.bias
+        active = [name for name in self.active_adapters if name in self.lora_A]
         return (
-            x.dtype == weight.dtype == torch.float32
+            bool(active)
+            and weight.dtype == torch.float32
             and all(self.lora_A[name].weight.dtype == torch.float32 for name in active)
-            and x.numel() >= MANY * x.shape[-1]
             and not (weight.requires_grad or (bias is not None and bias.requires_grad))
-            and not (self.merged or self.fan_in_fan_out or torch.is_autocast_enabled(x.device.type))
+            and not (self.disable_adapters or self.merged or self.fan_in_fan_out)
             and not any(name in self.lora_variant or self.lora_bias[name] for name in active)
             and not any(self.training and getattr(self.lora_dropout[name], "p", 0) for name in active)
         )
