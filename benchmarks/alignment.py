@@ -6,8 +6,8 @@ For the time of a CPU, those pairs are taken whose longer answer with its prompt
 those questions for PPO that are at most --longest_prompt tokens.
 
 * rm: reward model; accuracy on held-out pairs with its 95 % interval.
-* dpo: reward accuracy and margin on held-out pairs, over the steps. A third of the pairs is held out in turn, so that all
-  of them count: with a third alone an accuracy of 0.6 cannot be told from chance.
+* dpo: reward accuracy and margin on held-out pairs, over the steps. A third of the pairs is held out in turn, so that
+  all of them count: with a third alone an accuracy of 0.6 cannot be told from chance.
 * grpo: 24 exam questions with one right option, rewarded for beginning with option letters and for the right one; mean
   reward over the steps. A model of this size cannot know the answers: what it is to do is to learn these by heart.
 * ppo: three seeds against the reward model of `rm`; its score on 256 held-out questions, and the KL, over the steps.

@@ -1,7 +1,7 @@
 """Stages, one after another, on several ranks.
 
     torchrun --nproc_per_node 2 tests/ranks.py '[[MODULE, FLAG, …], …]'
-    python tests/ranks.py           # reads requests, a line each, and forks two ranks for each: imports everything once
+    python tests/ranks.py           # reads requests, a line each, and forks ranks for each: imports everything once
 
 Every rank has to end with the same weights, which are left in `--output_dir` as `trained.pt`. New adapters and score
 heads start from numbers that depend on their names alone, so that runs under DDP and DeepSpeed can be compared.
@@ -78,11 +78,11 @@ STAGES = ("pretraining", "supervised_finetuning", "reward_modeling", "dpo_traini
 
 
 def serve() -> list[list[str]]:
-    """Fork two ranks for each request on stdin, {"runs": …, "logs": [file of each rank]}; say which codes they end with.
+    """Fork ranks for each request on stdin, {"runs": …, "logs": [file of each rank]}; say which codes they end with.
 
     Returns in the ranks, with the runs; the server itself ends with its input.
     """
-    for stage in STAGES:
+    for stage in (*STAGES, "torch._dynamo"):  # the optimizer would import it in every rank
         importlib.import_module(stage)
     gc.freeze()
     for line in sys.stdin:
@@ -109,8 +109,9 @@ def serve() -> list[list[str]]:
 
 def become(rank: int, world_size: int, port: int, log: str) -> None:
     """This process as torchrun would have started it."""
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size),
-                   "LOCAL_WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
+    os.environ |= {name: str(number) for name, number in numbers.items()}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(target, 1)
     os.dup2(target, 2)

@@ -31,7 +31,8 @@ def test_our_questions_by_words(root, capsys):
 
 @pytest.mark.parametrize("gold", [None, [], [{"file": "a.md", "quote": "一"}]], ids=["absent", "none", "all"])
 def test_questions_that_cannot_be_told_apart_are_refused(root, tmp_path, gold):
-    rows = [{"instruction": f"第{i}问？", "output": "答。"} | ({} if gold is None else {"gold": gold}) for i in range(4)]
+    more = {} if gold is None else {"gold": gold}
+    rows = [{"instruction": f"第{i}问？", "output": "答。"} | more for i in range(4)]
     file = tmp_path / "questions.jsonl"
     file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     command = ["tools/calibrate_support.py", "--corpus", "data/rag/documents", "--questions", str(file)]

@@ -76,9 +76,10 @@ def test_no_weight_is_kept_for_the_backward_pass():
     assert not [t.shape for t in kept if t.data_ptr() not in own and t.shape in ((32, 24), (8, 32))]
 
 
-@pytest.mark.parametrize(
-    "case", ["few tokens", "dropout", "bfloat16", "autocast", "adapters off", "DoRA", "trained base", "merged for good"]
-)
+CASES = ("few tokens", "dropout", "bfloat16", "autocast", "adapters off", "DoRA", "trained base", "merged for good")
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_where_peft_computes(case, merges):
     settings = {"dropout": {"lora_dropout": 0.5}, "DoRA": {"use_dora": True}}.get(case, {})
     dtype = torch.bfloat16 if case == "bfloat16" else torch.float32

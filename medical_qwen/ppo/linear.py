@@ -1,8 +1,8 @@
 """LoRA layers in float32 as one matrix product: (W + Σ s·B·A)·x in place of W·x + s·B·(A·x) (Hu et al., 2106.09685).
 
-PEFT's layer passes over the activations several times more than a layer without an adapter, forward and backward. With
-many tokens at once it is cheaper to add the small product to the weight first, and where answers are written a token at
-a time, to add it once. In lower precisions the sum would round the adapter away; PEFT's way stays there. So it does
+PEFT's layer passes over the activations several times more than a layer without an adapter, forward and backward.
+With many tokens at once it is cheaper to add the small product to the weight first; where answers are written a token
+at a time, to add it once. In lower precisions the sum would round the adapter away; PEFT's way stays there. So it does
 under DeepSpeed: ZeRO-3 has a weight only while its own layer runs, and ZeRO-2 lost gradients of these layers.
 """
 
@@ -83,7 +83,9 @@ class _Merged(torch.autograd.Function):
     """The merged weight is made again in the backward pass: none is kept."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, scalings: list[float], *factors: Tensor) -> Tensor:
+    def forward(
+        ctx, x: Tensor, weight: Tensor, bias: Tensor | None, scalings: list[float], *factors: Tensor
+    ) -> Tensor:
         ctx.save_for_backward(x, weight, *factors)
         ctx.scalings = scalings
         return F.linear(x, _merged(weight, scalings, factors), bias)
