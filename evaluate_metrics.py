@@ -21,7 +21,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from medical_qwen.evaluation import REFERENCE_FIELDS, TASKS, Row, evaluate, read_lines, read_rows, table
+from medical_qwen.evaluation import REFERENCE_FIELDS, TASKS, Row, evaluate, judgement, read_lines, read_rows, table
 from medical_qwen.grounding import evaluate_grounding, read_ranked
 
 GENERATION = {
@@ -67,6 +67,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error(f"{', '.join('--' + name for name in given)}: of use with --base_model only")
     if args.retrieval and (args.base_model or args.task != "qa"):
         parser.error("--retrieval: scores a file of answers by itself, without --base_model or --task")
+    if args.base_model and args.prediction_field != "prediction":
+        parser.error("--prediction_field: of use without --base_model only")
     if args.base_model and len(args.data_file) > 1:
         parser.error(f"--base_model answers one --data_file, got {len(args.data_file)}")
     for name, default in GENERATION.items():
@@ -86,9 +88,11 @@ def answered(args: argparse.Namespace) -> Iterator[tuple[str, dict]]:
     from medical_qwen.records import stream
 
     [questions] = args.data_file
-    # what has no gold answer is found before hours are spent on it
+    # what has no gold answer, or one of another task, is found before hours are spent on it
     asked = ((read.where, {**read.row, **gold(read.record), "prediction": ""}) for read in stream(questions, "prompt"))
-    read_rows(asked, "prediction", args.reference_field)
+    for row in read_rows(asked, "prediction", args.reference_field):
+        if args.task != "qa":
+            judgement(row, args.task)
     lineage = resolve(args.base_model, args.lora_model)
     job = {name: getattr(args, name) for name in ("base_model", *GENERATION) if name != "prediction_file"}
     job["files"] = describe_files(questions) | describe_model(lineage.root, *lineage.adapters, args.tokenizer_path)

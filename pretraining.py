@@ -14,6 +14,7 @@ that work.
 """
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
@@ -56,11 +57,13 @@ def encode(batch: dict, tokenizer: PreTrainedTokenizerBase, max_length: int) -> 
     rows = {"input_ids": [], "labels": []}
     for text in batch["text"]:
         ids = [*begin, *encoder.encode(text, [Span(0, len(text), 0, False)]).ids, tokenizer.eos_token_id]
-        for start in range(0, len(ids), max_length):
-            piece = ids[start : start + max_length]
-            if len(piece) > 1:
-                rows["input_ids"].append(piece)
-                rows["labels"].append([-100, *piece[1:]])
+        cuts = [*range(0, len(ids), max_length), len(ids)]
+        if len(cuts) > 2 and cuts[-1] - cuts[-2] == 1:  # a lone token could not be learned
+            cuts[-2] -= 1
+        for start, end in pairwise(cuts):
+            if end - start > 1:
+                rows["input_ids"].append(ids[start:end])
+                rows["labels"].append([-100, *ids[start + 1 : end]])
     return rows
 
 

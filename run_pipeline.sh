@@ -15,10 +15,16 @@ if [ -n "${TRAIN:-}" ]; then
   echo "TRAIN names the data of one stage: give those of the SFT as --train_file_dir, or run the stages one by one" >&2
   exit 2
 fi
+STAGES="${STAGES:-pt sft rm ppo dpo grpo}"
+for stage in $STAGES; do
+  case "$stage" in
+    pt | sft | rm | ppo | dpo | grpo) ;;
+    *) echo "STAGES: expected some of pt sft rm ppo dpo grpo with blanks between, got $stage" >&2 && exit 2 ;;
+  esac
+done
 . tools/launch.sh
 
 OUTPUT="${OUTPUT:-outputs/pipeline}"
-STAGES="${STAGES:-pt sft rm ppo dpo grpo}"
 HELD_OUT="${HELD_OUT:-data/eval}"
 EXAM_PROMPT="请回答问题。最后一行只写“答案：”，后面是选项字母，或者数值和单位。"
 PT=() SFT=() RM=() PPO=() DPO=() GRPO=()

@@ -99,6 +99,30 @@ def judge_number(
     return Judgement(read and str(read), read is not None and quantities.same(read, gold, tolerance))
 
 
+LETTERS = "ABCDEFGHIJ"
+
+
+def options_of(row: Mapping[str, object]) -> dict[str, str] | None:
+    """The options of a multiple-choice row by letter, from any of the layouts; None if it has none."""
+    options = row.get("option", row.get("options", row.get("Options", row.get("choices"))))
+    if options is None and {"A", "B"} <= row.keys():
+        options = {letter: row[letter] for letter in LETTERS if letter in row}
+    if isinstance(options, str):
+        lines = [line.strip() for line in options.splitlines() if line.strip()]
+        if not all(re.match(r"[A-J][\s.．、:：]", line) for line in lines):
+            return None
+        options = {line[0]: line[2:] for line in lines}
+    if isinstance(options, list):
+        if all(isinstance(item, dict) and {"key", "value"} <= item.keys() for item in options):
+            options = {item["key"]: item["value"] for item in options}
+        elif all(isinstance(item, str) for item in options):
+            options = dict(zip(LETTERS, options, strict=False))
+    if not isinstance(options, dict):
+        return None
+    texts = {letter: str(text).strip() for letter, text in options.items() if text is not None}
+    return {letter.strip().upper(): text for letter, text in texts.items() if text}
+
+
 def read_choice(reply: str, options: Mapping[str, str | None] | None = None) -> str | None:
     """The option letters that a reply settles on, sorted (`"AC"`), or None.
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from medical_qwen.answers import Judgement, judge_choice, judge_number, strip_thinking
+from medical_qwen.answers import Judgement, judge_choice, judge_number, options_of, strip_thinking
 from medical_qwen.metrics import SCORES, TOKENIZERS, compare_shares, compare_texts, score_texts
 
 TASKS = ("qa", "exam", "calculation")
@@ -134,7 +134,7 @@ def _score(systems: Sequence[list[Row]], samples: int, seed: int) -> tuple[list[
 
 
 def _judge(systems: Sequence[list[Row]], task: str, samples: int, seed: int) -> tuple[list[dict], list[list[dict]]]:
-    judged = [[_judgement(row, task) for row in rows] for rows in systems]
+    judged = [[judgement(row, task) for row in rows] for rows in systems]
     shares = compare_shares([[found.right for found in rows] for rows in judged], samples, seed)
     reports = [
         {"unreadable": sum(found.read is None for found in rows), "accuracy": share}
@@ -143,7 +143,7 @@ def _judge(systems: Sequence[list[Row]], task: str, samples: int, seed: int) -> 
     return reports, [[{"read": found.read, "right": found.right} for found in rows] for rows in judged]
 
 
-def _judgement(row: Row, task: str) -> Judgement:
+def judgement(row: Row, task: str) -> Judgement:
     gold, fields = row.references[0], row.fields
     if len(row.references) > 1 and task == "exam":  # ["A", "C"]: all of them
         gold = "".join(row.references)
@@ -151,7 +151,8 @@ def _judgement(row: Row, task: str) -> Judgement:
         raise ValueError(f"{row.where}: answer: expected one, got {len(row.references)}")
     try:
         if task == "exam":
-            found, expected = judge_choice(row.prediction, gold, fields.get("options")), "letters of the options"
+            options = options_of(fields) or fields.get("options")
+            found, expected = judge_choice(row.prediction, gold, options), "letters of the options"
         else:
             found = judge_number(row.prediction, gold, fields.get("unit"), fields.get("tolerance"))
             expected = "a number or a date"

@@ -108,6 +108,8 @@ def _start(config: TrainingArguments) -> None:
     asked = config.resume_from_checkpoint
     if asked and str(asked).lower() in ("true", "auto", "last"):
         config.resume_from_checkpoint = last
+        if not last and any(not [*path.glob("rng_state*.pth")] for path in checkpoints(Path(config.output_dir))):
+            raise ValueError(f"{config.output_dir}: checkpoints of --save_only_model hold no state to go on from")
         logger.info("resume from %s", last or "nothing: there is no checkpoint yet")
     elif asked and str(asked).lower() == "false":
         config.resume_from_checkpoint = None

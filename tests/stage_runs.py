@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -102,8 +103,13 @@ def two_ranks(*runs: list[str]) -> None:
         logs = [Path(folder) / f"rank{rank}.log" for rank in (0, 1)]
         server.stdin.write(json.dumps({"runs": on_ranks(runs), "logs": list(map(str, logs))}) + "\n")
         server.stdin.flush()
-        codes = json.loads(server.stdout.readline())["codes"]
-        told = "\n\n".join(reason(log.read_text(errors="replace")) for log in logs)
+        if not select.select([server.stdout], [], [], 600)[0]:
+            server.kill()
+        answer = server.stdout.readline()
+        if not answer:
+            rank_server.cache_clear()
+        codes = json.loads(answer)["codes"] if answer else {"server": server.wait()}
+        told = "\n\n".join(reason(log.read_text(errors="replace")) for log in logs if log.exists())
     assert set(codes.values()) == {0}, f"{codes}\n{told}"
 
 
@@ -112,7 +118,7 @@ def rank_server() -> subprocess.Popen:
     """Ends with its input: with the test process."""
     command = [sys.executable, "tests/ranks.py"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, env=os.environ | RANKS, stderr=subprocess.DEVNULL, **pipes)
+    return subprocess.Popen(command, cwd=ROOT, env=os.environ | RANKS, **pipes)
 
 
 def reason(log: str) -> str:

@@ -156,7 +156,7 @@ def test_bad_files_are_told_by_line_and_write_nothing(rows, message, tmp_path):
     [
         ("exam", {"answer": "肝", "prediction": "A", "options": {"A": "肝"}}, "x.jsonl:1: answer: expected letters"),
         ("exam", {"answer": "D", "prediction": "A", "options": {"A": "肝"}}, "x.jsonl:1: answer: expected letters"),
-        ("exam", {"answer": "A", "prediction": "A", "options": ["肝"]}, "x.jsonl:1: options: expected"),
+        ("exam", {"answer": "A", "prediction": "A", "options": 7}, "x.jsonl:1: options: expected"),
         ("calculation", {"answer": "适量", "prediction": "3"}, "x.jsonl:1: answer: expected a number or a date"),
         ("calculation", {"answer": 3, "prediction": "3", "tolerance": "1%"}, "x.jsonl:1: tolerance: expected"),
     ],
@@ -217,6 +217,23 @@ def test_questions_without_an_answer_are_found_before_a_model_answers_them(tmp_p
         evaluate_metrics.main(["--base_model", "./no_such_model", "--data_file", questions])
 
 
+@pytest.mark.parametrize("task", ["exam", "calculation"])
+def test_gold_of_another_task_is_found_before_a_model_answers(tmp_path, task):
+    questions = jsonl(tmp_path / "asked.jsonl", [{"question": "感冒了怎么办？", "answer": "多休息"}])
+    with pytest.raises(ValueError, match="answer: expected"):
+        evaluate_metrics.main(["--base_model", "./no_such_model", "--task", task, "--data_file", questions])
+
+
+BOTH = {"A": "胃", "B": "肝"}
+
+
+@pytest.mark.parametrize("options", [{"options": BOTH}, {"option": BOTH}, {"choices": ["胃", "肝"]}, BOTH])
+def test_options_in_any_layout_are_known(tmp_path, options):
+    row = {"question": "最大的消化腺是？", "answer": "B", "prediction": "答案是肝"} | options
+    report = evaluate_metrics.main(["--task", "exam", "--data_file", jsonl(tmp_path / "said.jsonl", [row])])
+    assert report["said"]["accuracy"]["value"] == 100
+
+
 def test_a_model_answers_first(model, tmp_path):
     exam = {"question": "最大的消化腺是？", "options": {"A": "胃", "B": "肝"}, "answer": "B"}
     conversation = {
@@ -245,6 +262,7 @@ def test_a_model_answers_first(model, tmp_path):
 def test_flags_of_a_model_need_a_model(answers, capsys):
     for flags, message in [
         (["--max_new_tokens", "3", "--only_cpu"], "--only_cpu, --max_new_tokens: of use with --base_model only"),
+        (["--base_model", "m", "--prediction_field", "said"], "--prediction_field: of use without --base_model only"),
         (["--base_model", "m", "--data_file", answers, answers], "--base_model answers one --data_file, got 2"),
     ]:
         with pytest.raises(SystemExit) as stopped:

@@ -130,8 +130,12 @@ def test_all_the_flags_that_a_readme_shows_are_known(monkeypatch, capsys):
             assert re.search(rf"{flag}\b", helps[script[1]]), f"{script[1]} has no {flag}"
 
 
-def test_the_pipeline_takes_no_variable_that_every_stage_would_inherit(tmp_path):
-    environment = os.environ | {"TRAIN": "data/sft", "OUTPUT": str(tmp_path / "out")}
+@pytest.mark.parametrize(
+    ("variable", "message"),
+    [({"TRAIN": "data/sft"}, "give those of the SFT as --train_file_dir"), ({"STAGES": "pt,sft"}, "got pt,sft")],
+)
+def test_what_the_pipeline_would_do_wrong_is_refused(tmp_path, variable, message):
+    environment = os.environ | variable | {"OUTPUT": str(tmp_path / "out")}
     done = subprocess.run(["bash", "run_pipeline.sh"], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 2 and "give those of the SFT as --train_file_dir" in done.stderr
+    assert done.returncode == 2 and message in done.stderr
     assert not (tmp_path / "out").exists()

@@ -262,3 +262,11 @@ def test_the_first_twenty_problems_and_the_count(tmp_path):
     assert lines[0] == "33 problems in the data:"
     assert lines[20] == f"  {path}:20: answer: expected text, got no such field"
     assert lines[21] == "  … and 13 more"
+
+
+def test_a_cell_that_is_never_closed_ends_the_file(tmp_path):
+    lines = ["question\tanswer", *(f"q{n}\ta{n}" for n in range(10)), 'q\t"a', *(f"p{n}\tb{n}" for n in range(50))]
+    file = tmp_path / "table.tsv"
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with pytest.raises(RecordError, match=r"table.tsv:12: .*a cell runs on to line 62"):
+        list(stream(file, "qa", on_bad_record="skip"))

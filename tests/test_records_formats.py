@@ -35,6 +35,8 @@ REAL = [  # file of ../shared/data, form, format found, rows, good records
     ("formats/alpaca_literal_newline.jsonl", "conversation", "alpaca", 10, 10),
     ("formats/belle_3.5m_from_assistant.jsonl", "conversation", "sharegpt", 2, 2),
     ("formats/belle_alpaca_excerpts.jsonl", "conversation", "alpaca", 2, 2),
+    ("formats/belle_multiturn_text.jsonl", "conversation", "alpaca", 1, 1),
+    ("formats/guanaco_transcript.jsonl", "conversation", "alpaca", 3, 3),
     ("formats/cot_verifiable_mcq_o1_demo.json", "choice", "choice", 198, 198),
     ("formats/input_output.jsonl", "conversation", "alpaca", 6, 6),
     ("formats/input_target.jsonl", "conversation", "alpaca", 1, 1),
@@ -307,6 +309,64 @@ def test_invented_rows(tmp_path, row, form, known, record):
     records, report = read(tmp_path, form, row)
     assert records == [record]
     assert report.files[0].format == known
+
+
+TALK = ("你好", "你好。", "讲个笑话", "从前……")
+DIALOGUES = [
+    {"instruction": "Human:你好\nAssistant:你好。\nHuman:讲个笑话\nAssistant:", "input": "", "output": "从前……"},
+    {"instruction": "User:你好Assistant:你好。", "input": "User:讲个笑话", "output": "从前……"},
+    {"instruction": " <user>: 你好 <bot>: 你好。 <user>: 讲个笑话", "input": "", "output": "从前……"},
+]
+
+
+@pytest.mark.parametrize("row", DIALOGUES, ids=["belle", "guanaco", "bentsao"])
+def test_a_dialogue_in_one_text_becomes_turns(tmp_path, row):
+    ((record,), _) = read(tmp_path, "conversation", row)
+    roles = ("user", "assistant") * 2
+    assert record["messages"] == [{"role": r, "content": t} for r, t in zip(roles, TALK, strict=True)]
+
+
+def test_a_dialogue_as_the_prompt_of_a_pair_becomes_turns(tmp_path):
+    row = {"prompt": "\n\nHuman: 你好\n\nAssistant: 你好。\n\nHuman: 讲个笑话：\n甲：乙\n\nAssistant:"}
+    ((record,), _) = read(tmp_path, "preference", row | {"chosen": "从前……", "rejected": "不"})
+    assert [m["content"] for m in record["prompt"]] == ["你好", "你好。", "讲个笑话：\n甲：乙"]
+    plain = {"prompt": "User interface 是什么？", "chosen": "界面", "rejected": "不"}
+    assert read(tmp_path, "preference", plain)[0][0]["prompt"] == [{"role": "user", "content": plain["prompt"]}]
+
+
+@pytest.mark.parametrize(
+    ("row", "record"),
+    [
+        ({"question": "q", "options": {"a": "甲", "b": "乙"}, "answer": None}, {"A": "甲", "B": "乙"}),
+        ({"Question": "q", "A": "甲", "B": "乙"}, {"A": "甲", "B": "乙"}),
+        ({"question": "q", "answer": None}, None),
+    ],
+)
+def test_what_has_no_gold_can_still_be_asked(tmp_path, row, record):
+    ((prompt,), _) = read(tmp_path, "prompt", row)
+    assert prompt.get("answer") is None and prompt.get("options") == record
+    form = "choice" if record else "qa"
+    assert "answer: expected" in problem(tmp_path, form, row)
+
+
+def test_an_index_counts_blank_options_too(tmp_path):
+    row = {"question": "q", "choices": ["甲", "", "丙", "丁"]}
+    assert [read(tmp_path, "choice", row | {"answer": n})[0][0]["answer"] for n in (0, 2, 3)] == ["A", "C", "D"]
+    assert "letters out of ACD, got 1" in problem(tmp_path, "choice", row | {"answer": 1})
+
+
+def test_neighbouring_answers_are_one_gold(tmp_path):
+    said = [("human", "q"), ("gpt", "a"), ("gpt", "b")]
+    row = {"conversations": [{"from": who, "value": text} for who, text in said]}
+    ((prompt,), _) = read(tmp_path, "prompt", row)
+    assert prompt["prompt"] == [{"role": "user", "content": "q"}] and prompt["answer"].split() == ["a", "b"]
+
+
+@pytest.mark.parametrize("evidence", ["低盐", ["低盐"], [{"text": "低盐"}]])
+def test_evidence_is_a_list_of_texts(tmp_path, evidence):
+    row = {"question": "q", "answer": "a", "evidence": evidence}
+    assert read(tmp_path, "prompt", row)[0][0]["evidence"] == ["低盐"]
+    assert "evidence: expected a list of texts" in problem(tmp_path, "prompt", row | {"evidence": [1]})
 
 
 def test_a_prompt_keeps_what_its_reward_needs(tmp_path):

@@ -236,6 +236,15 @@ def test_pretraining_learns_every_token_of_a_long_document(tiny_model):
         assert labels == [-100, *ids[1:]]
 
 
+@pytest.mark.parametrize("length", [31, 32, 33, 64, 65, 66])
+def test_pretraining_learns_the_end_of_a_document_of_any_length(tiny_model, length):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    rows = pretraining.encode({"text": ["1" * (length - 1)]}, tokenizer, max_length=32)
+    assert [token for row in rows["input_ids"] for token in row] == [*tokenizer("1" * (length - 1)).input_ids,
+                                                                     tokenizer.eos_token_id]  # fmt: skip
+    assert rows["labels"][-1][-1] == tokenizer.eos_token_id and max(map(len, rows["input_ids"])) <= 32
+
+
 def command(model, data, output, *more) -> list[str]:
     return [sys.executable, "supervised_finetuning.py", *flags(model, data, output, *more)]
 
@@ -353,6 +362,14 @@ def test_a_checkpoint_is_whole_by_the_ranks_that_wrote_it(tmp_path):
     checkpoint(4, None, "rng_state.pth")  # of an earlier version: by the ranks of now
     assert last_complete_checkpoint(tmp_path, 1) == str(tmp_path / "checkpoint-4")
     assert last_complete_checkpoint(tmp_path, 8) == str(tmp_path / "checkpoint-2")
+
+
+def test_checkpoints_without_a_state_cannot_be_gone_on_with(tiny_model, data, tmp_path):
+    more = ["--max_steps", "2", "--save_steps", "1", "--save_only_model", "True"]
+    sft(tiny_model, data, tmp_path / "out", *more)
+    (tmp_path / "out" / "run_summary.json").unlink()
+    with pytest.raises(ValueError, match="checkpoints of --save_only_model hold no state to go on from"):
+        sft(tiny_model, data, tmp_path / "out", *more, "--resume_from_checkpoint", "True")
 
 
 def test_the_best_model_is_told_with_its_own_figures(tiny_model, data, tmp_path):

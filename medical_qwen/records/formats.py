@@ -10,14 +10,18 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
+from medical_qwen.answers import LETTERS, options_of
+
 from .messages import (
     AT,
+    TRANSCRIPT,
     Message,
     documents_of,
     finished,
     from_items,
     from_openai,
     from_sharegpt,
+    from_transcript,
     stripped,
     text_of,
     tools_of,
@@ -43,7 +47,6 @@ FORMATS: dict[str, Format] = {}  # in order of detection
 QUESTIONS = ("question", "questions", "Question", "Open-ended Verifiable Question", "问", "ask", "prompt")
 ANSWERS = ("answer", "answers", "Answer", "Ground-True Answer", "答", "completion", "response")
 MESSAGE_LISTS = ("conversations", "conversation", "messages", "items")
-LETTERS = "ABCDEFGHIJ"
 
 
 def _format(name: str, form: str, columns: str, detect: Callable[[Row], bool]) -> Callable:
@@ -114,6 +117,12 @@ def _history(row: Row) -> list[Message]:
     return messages
 
 
+def _asked(row: Row, column: str) -> list[Message]:
+    """The question; the turns before it, too, where the text is a transcript."""
+    user = _user(row, column)
+    return from_transcript(user["content"], column) if TRANSCRIPT.match(user["content"]) else [user]
+
+
 def _user(row: Row, column: str) -> Message:
     return {"role": "user", "content": _joined(row, column), AT: column}
 
@@ -167,23 +176,15 @@ def _question_pair(row: Row) -> Row:
     return {"prompt": [*_system(row), *_history(row), _user(row, "question")], **_replies(row)}
 
 
-DIALOGUE = re.compile(r"\s*(Human|Assistant|prompter|assistant|人[类類]|助手)\s*[:：]")
-
-
 @_format(
     "plain-pair",
     "preference",
     "prompt or instruction, chosen, rejected",
-    # a prompt that is a transcript has its own format
-    lambda row: (
-        bool(_pair(row))
-        and isinstance(text := row.get(_first(row, ("prompt", "instruction"))), str)
-        and not DIALOGUE.match(text)
-    ),
+    lambda row: bool(_pair(row)) and isinstance(row.get(_first(row, ("prompt", "instruction"))), str),
 )
 def _plain_pair(row: Row) -> Row:
     column = _column(row, ("prompt", "instruction"), "text")
-    return {"prompt": [*_system(row), *_history(row), _user(row, column)], **_replies(row)}
+    return {"prompt": [*_system(row), *_history(row), *_asked(row, column)], **_replies(row)}
 
 
 RANKED = ("responses", "answers", "completions")
@@ -194,7 +195,7 @@ RANKED = ("responses", "answers", "completions")
     "preference",
     "question or prompt, responses: a list, the best first, or with ranks (the lowest is the best)",
     lambda row: (
-        not (_pair(row) or _options(row))
+        not (_pair(row) or options_of(row))
         and ("question" in row or "prompt" in row)
         and isinstance(replies := row.get(_first(row, RANKED)), list)
         and len(replies) > 1
@@ -248,32 +249,14 @@ def _openai(row: Row) -> Row:
     return {"messages": messages, "tools": tools_of(row), "documents": documents_of(row), "bad_answer": bad}
 
 
-def _options(row: Row) -> dict[str, str] | None:
-    """The options of a multiple-choice row by letter, from any of the layouts; None if it has none."""
-    options = row.get("option", row.get("options", row.get("Options", row.get("choices"))))
-    if options is None and {"A", "B"} <= row.keys():
-        options = {letter: row[letter] for letter in LETTERS if letter in row}
-    if isinstance(options, str):
-        lines = [line.strip() for line in options.splitlines() if line.strip()]
-        if not all(re.match(r"[A-J][\s.．、:：]", line) for line in lines):
-            return None
-        options = {line[0]: line[2:] for line in lines}
-    if isinstance(options, list):
-        if all(isinstance(item, dict) and {"key", "value"} <= item.keys() for item in options):
-            options = {item["key"]: item["value"] for item in options}
-        elif all(isinstance(item, str) for item in options):
-            options = dict(zip(LETTERS, options, strict=False))
-    if not isinstance(options, dict):
-        return None
-    return {letter: stripped(str(text)) for letter, text in options.items() if text is not None and str(text).strip()}
-
-
-def _letters(row: Row, options: dict[str, str]) -> str:
-    """The right letters, sorted, from letters in any spelling, an index, or the text of an option."""
+def _letters(row: Row, options: dict[str, str]) -> str | None:
+    """The right letters, sorted, from letters in any spelling, an index, or the text of an option; None without."""
     column = _first(row, ("answer_idx", "answer", "Answer", "label"))
     value = row.get(column) if column else None
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(options):
-        return list(options)[value]
+    if value is None or value == "":
+        return None
+    if isinstance(value, int) and not isinstance(value, bool) and LETTERS[value : value + 1] in options:
+        return LETTERS[value]
     text = " ".join(value) if isinstance(value, list) and all(isinstance(item, str) for item in value) else value
     if isinstance(text, str) and text.strip():
         letters = sorted(set(re.sub(r"[\s,，、;；|/]", "", text).upper()))
@@ -289,12 +272,14 @@ def _letters(row: Row, options: dict[str, str]) -> str:
     "choice",
     "choice",
     "question, options (or columns A, B, …), answer",
-    lambda row: _first(row, ("question", "Question")) is not None and bool(_options(row)),
+    lambda row: _first(row, ("question", "Question")) is not None and bool(options_of(row)),
 )
 def _choice(row: Row) -> Row:
-    options = _options(row)
+    options = options_of(row)
     if not options or len(options) < 2:
         raise BadRecord("options", "at least two options", shown(row.get("options")))
+    if not all(re.fullmatch("[A-Z]", letter) for letter in options):
+        raise BadRecord("options", "a letter for each option", names(options))
     question = text_of(row, _column(row, ("question", "Question"), "text"))
     return {"question": question, "options": options, "answer": _letters(row, options)} | _gold(row)
 
@@ -313,9 +298,9 @@ def _choice(row: Row) -> Row:
 )
 def _alpaca(row: Row) -> Row:
     output = _first(row, ("output", "response", "target"))
-    question = _user(row, _column(row, ("instruction", "input"), "text"))
+    question = _asked(row, _column(row, ("instruction", "input"), "text"))
     answer = [{"role": "assistant", "content": text_of(row, output), AT: output}] if output else []
-    messages = [*_system(row), *_history(row), question, *answer]
+    messages = [*_system(row), *_history(row), *question, *answer]
     return {"messages": messages, "documents": documents_of(row), "answer_field": "output"}
 
 
@@ -328,7 +313,7 @@ def _prompt(row: Row) -> Row:
         gold = text_of(row, column)
     messages = from_openai(row[_column(row, ("prompt",), "a list of messages")], "prompt")
     answer = None if gold is None else str(gold)
-    return {"prompt": messages, "answer": answer, "options": _options(row), "tools": tools_of(row)} | _gold(row)
+    return {"prompt": messages, "answer": answer, "options": options_of(row), "tools": tools_of(row)} | _gold(row)
 
 
 def _gold(row: Row) -> Row:
@@ -336,7 +321,13 @@ def _gold(row: Row) -> Row:
     tolerance = row.get("tolerance")
     if tolerance is not None and (isinstance(tolerance, bool) or not isinstance(tolerance, int | float)):
         raise BadRecord("tolerance", "a number", shown(tolerance))
-    return {"unit": row.get("unit"), "tolerance": tolerance, "evidence": row.get("evidence")}
+    evidence = row.get("evidence")
+    if evidence is not None:
+        items = evidence if isinstance(evidence, list) else [evidence]
+        evidence = [item.get("text") if isinstance(item, dict) else item for item in items]
+        if not all(isinstance(text, str) and text.strip() for text in evidence):
+            raise BadRecord("evidence", "a list of texts", shown(row["evidence"]))
+    return {"unit": row.get("unit"), "tolerance": tolerance, "evidence": evidence}
 
 
 @_format(
@@ -345,7 +336,7 @@ def _gold(row: Row) -> Row:
     "question, answer",
     lambda row: (
         isinstance(row.get(_first(row, QUESTIONS)), str | list)
-        and not (_list_of(row, ("prompt",), "role") or _pair(row) or _options(row))
+        and not (_list_of(row, ("prompt",), "role") or _pair(row) or options_of(row))
     ),
 )
 def _question_answer(row: Row) -> Row:
@@ -354,7 +345,7 @@ def _question_answer(row: Row) -> Row:
     if title and title not in question:
         question = f"{title}\n{question}".strip()
     answer = _first(row, ANSWERS)
-    pair = {"question": question, "answer": _one_text(row, answer) if answer else None}
+    pair = {"question": question, "answer": _one_text(row, answer) if row.get(answer) is not None else None}
     return pair | {"before": [*_system(row), *_history(row)], "documents": documents_of(row)} | _gold(row)
 
 

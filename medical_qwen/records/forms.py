@@ -21,7 +21,7 @@ from typing import Any
 
 from medical_qwen.evidence import asked, with_documents
 
-from .messages import AT, Message, check_said, finished, repaired
+from .messages import AT, Message, check_said, finished, merged, repaired
 from .problems import BadRecord, LeftOut, shown
 
 Record = dict[str, Any]
@@ -126,7 +126,7 @@ def _prompt(draft: Record, repairs: Repairs) -> Record:
 
 def _prompt_of_conversation(draft: Record, repairs: Repairs) -> Record:
     """All but the last answer, which becomes the gold; the whole when it ends on the user."""
-    messages, answer = draft["messages"], None
+    messages, answer = merged(draft["messages"], repairs), None
     if messages[-1]["role"] == "assistant":
         answer = None if draft.get("bad_answer") else messages[-1]["content"] or None
         messages = messages[:-1]
@@ -174,6 +174,12 @@ def _prompt_of_preference(draft: Record, repairs: Repairs) -> Record:
 
 
 def _choice(draft: Record, repairs: Repairs) -> Record:
+    if not draft["answer"]:
+        raise BadRecord("answer", f"letters out of {''.join(draft['options'])}", shown(draft["answer"]))
+    return _asked_choice(draft)
+
+
+def _asked_choice(draft: Record) -> Record:
     if not draft["question"]:
         raise BadRecord("question", "text", "an empty one")
     return draft
@@ -185,7 +191,7 @@ def render_choice(question: str, options: dict[str, str]) -> str:
 
 
 def _prompt_of_choice(draft: Record, repairs: Repairs) -> Record:
-    question = render_choice(_choice(draft, repairs)["question"], draft["options"])
+    question = render_choice(_asked_choice(draft)["question"], draft["options"])
     return draft | {"prompt": [{"role": "user", "content": question}]}
 
 

@@ -88,6 +88,38 @@ def from_items(items: Any, field: str) -> list[Message]:
     return (from_sharegpt if isinstance(first, dict) and "from" in first else from_openai)(items, field)
 
 
+SPEAKERS = {"Human": "user", "User": "user", "<user>": "user", "prompter": "user", "人类": "user", "人類": "user",
+            "Assistant": "assistant", "Asssistent": "assistant", "assistant": "assistant", "<bot>": "assistant",
+            "助手": "assistant", "System": "system"}  # fmt: skip
+TRANSCRIPT = re.compile(rf"\s*({'|'.join(SPEAKERS)})\s*[:：]")
+_AT_LINES = re.compile(r"(?:^|\n)\s*(Human|Assistant|prompter|assistant|人[类類]|助手)\s*[:：]")
+_ANYWHERE = {"<user>": re.compile(r"(<user>|<bot>)\s*[:：]"),
+             "User": re.compile(r"(User|Assistant|Asssistent|System)\s*[:：]")}  # fmt: skip
+
+
+def from_transcript(text: str, field: str) -> list[Message]:
+    """The turns of a dialogue that is one text, up to the user's last: `Human: …\\nAssistant: …\\nHuman: …`.
+
+    In dialogues of `User:` and `<user>:` the labels stand anywhere, in others at the beginning of a line. What a
+    `System:` says stands before the user's next turn.
+    """
+    _, *parts = _ANYWHERE.get(TRANSCRIPT.match(text)[1], _AT_LINES).split(text)
+    said = [(SPEAKERS[who], stripped(words)) for who, words in zip(parts[::2], parts[1::2], strict=True)]
+    if said[-1] == ("assistant", ""):  # the place of the answer
+        said.pop()
+    messages, told = [], ""
+    for role, words in said:
+        if role == "system":
+            told += f"{words}\n\n"
+        else:
+            messages.append({"role": role, "content": told + words, AT: field})
+            told = ""
+    roles = [message["role"] for message in messages]
+    if not roles or told or roles != ["user", "assistant"] * (len(roles) // 2) + ["user"]:
+        raise BadRecord(field, "turns of a dialogue that alternate and end on the user", " → ".join(roles) or "none")
+    return messages
+
+
 def tools_of(row: dict[str, Any]) -> list[dict[str, Any]] | None:
     """The `tools` column as a list of OpenAI function schemas, or None. It may be a JSON string."""
     tools = row.get("tools")
@@ -135,9 +167,9 @@ def repaired(messages: Sequence[Message], repairs: Counter[str]) -> list[Message
     What was changed is counted in `repairs`. Raises BadRecord for an empty message or a late system message.
     """
     messages = [message for message in messages if message["content"] or message["role"] != "system"]
-    merged = _merged(messages, repairs)
-    system = [message for message in merged[:1] if message["role"] == "system"]
-    turns = merged[len(system) :]
+    joined = merged(messages, repairs)
+    system = [message for message in joined[:1] if message["role"] == "system"]
+    turns = joined[len(system) :]
     first_user = next((place for place, turn in enumerate(turns) if turn["role"] == "user"), len(turns))
     if first_user:
         repairs["turns before the first user turn dropped"] += 1
@@ -161,7 +193,7 @@ def finished(messages: Sequence[Message]) -> list[Message]:
     return [{key: value for key, value in message.items() if key != AT} for message in messages]
 
 
-def _merged(messages: Sequence[Message], repairs: Counter[str]) -> list[Message]:
+def merged(messages: Sequence[Message], repairs: Counter[str]) -> list[Message]:
     merged: list[Message] = []
     for message in messages:
         last = merged[-1] if merged else None

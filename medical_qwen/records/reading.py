@@ -59,8 +59,9 @@ def dataset_source(name: str, config: str | None = None, split: str = "train") -
     saved = any((Path(name) / mark).exists() for mark in ("dataset_dict.json", "state.json"))
     try:
         data = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, config, split=split)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"--dataset_name {name}: {error}") from error
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        advice = "if it cannot be loaded as it is, download its files and give them as --train_file_dir"
+        raise ValueError(f"--dataset_name {name}: {error} ({advice})") from error
     if isinstance(data, dict):
         if split not in data:
             raise ValueError(f"--dataset_split: {name} has {names(data)}, got {split!r}")

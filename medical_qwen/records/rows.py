@@ -217,11 +217,14 @@ def _table(file: File, _: str) -> Iterator[Row]:
             yield f"{file.path}:1", BadRecord("header", "column names", str(error), fatal=True)
             return
         while True:
-            where = f"{file.path}:{reader.line_num + 1}"
+            line = reader.line_num + 1
+            where = f"{file.path}:{line}"
             try:
                 cells = next(reader, None)
             except csv.Error as error:
-                yield where, BadRecord("row", f"{len(header)} cells", str(error))
+                swallowed = reader.line_num > line  # rows that nobody could count
+                got = f"{error} (a cell runs on to line {reader.line_num})" if swallowed else str(error)
+                yield where, BadRecord("row", f"{len(header)} cells", got, fatal=swallowed)
                 continue
             if cells is None:
                 return
