@@ -330,8 +330,19 @@ def test_a_dialogue_as_the_prompt_of_a_pair_becomes_turns(tmp_path):
     row = {"prompt": "\n\nHuman: 你好\n\nAssistant: 你好。\n\nHuman: 讲个笑话：\n甲：乙\n\nAssistant:"}
     ((record,), _) = read(tmp_path, "preference", row | {"chosen": "从前……", "rejected": "不"})
     assert [m["content"] for m in record["prompt"]] == ["你好", "你好。", "讲个笑话：\n甲：乙"]
-    plain = {"prompt": "User interface 是什么？", "chosen": "界面", "rejected": "不"}
-    assert read(tmp_path, "preference", plain)[0][0]["prompt"] == [{"role": "user", "content": plain["prompt"]}]
+
+
+@pytest.mark.parametrize(
+    "text", ["User interface 是什么？", "人类：起源", "System: Linux", "助手：怎么当？", "Human:"]
+)
+def test_a_heading_is_no_dialogue(tmp_path, text):
+    ((record,), _) = read(tmp_path, "conversation", {"instruction": text, "output": "a"})
+    assert [message["content"] for message in record["messages"]] == [text, "a"]
+
+
+def test_a_dialogue_out_of_order_is_refused(tmp_path):
+    row = {"instruction": "Human: 一\nHuman: 二\nAssistant: 三\nAssistant:", "output": "a"}
+    assert "alternate and end on the user, got user → user → assistant" in problem(tmp_path, "conversation", row)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ from medical_qwen.answers import LETTERS, options_of
 
 from .messages import (
     AT,
-    TRANSCRIPT,
     Message,
     documents_of,
     finished,
@@ -120,7 +119,7 @@ def _history(row: Row) -> list[Message]:
 def _asked(row: Row, column: str) -> list[Message]:
     """The question; the turns before it, too, where the text is a transcript."""
     user = _user(row, column)
-    return from_transcript(user["content"], column) if TRANSCRIPT.match(user["content"]) else [user]
+    return from_transcript(user["content"], column) or [user]
 
 
 def _user(row: Row, column: str) -> Message:

@@ -91,19 +91,24 @@ def from_items(items: Any, field: str) -> list[Message]:
 SPEAKERS = {"Human": "user", "User": "user", "<user>": "user", "prompter": "user", "人类": "user", "人類": "user",
             "Assistant": "assistant", "Asssistent": "assistant", "assistant": "assistant", "<bot>": "assistant",
             "助手": "assistant", "System": "system"}  # fmt: skip
-TRANSCRIPT = re.compile(rf"\s*({'|'.join(SPEAKERS)})\s*[:：]")
+_BEGINS = re.compile(r"\s*(Human|User|<user>|prompter|人[类類])\s*[:：]")
 _AT_LINES = re.compile(r"(?:^|\n)\s*(Human|Assistant|prompter|assistant|人[类類]|助手)\s*[:：]")
 _ANYWHERE = {"<user>": re.compile(r"(<user>|<bot>)\s*[:：]"),
              "User": re.compile(r"(User|Assistant|Asssistent|System)\s*[:：]")}  # fmt: skip
 
 
-def from_transcript(text: str, field: str) -> list[Message]:
+def from_transcript(text: str, field: str) -> list[Message] | None:
     """The turns of a dialogue that is one text, up to the user's last: `Human: …\\nAssistant: …\\nHuman: …`.
 
     In dialogues of `User:` and `<user>:` the labels stand anywhere, in others at the beginning of a line. What a
-    `System:` says stands before the user's next turn.
+    `System:` says stands before the user's next turn. None where the text is no dialogue.
     """
-    _, *parts = _ANYWHERE.get(TRANSCRIPT.match(text)[1], _AT_LINES).split(text)
+    begins = _BEGINS.match(text)
+    if not begins:
+        return None
+    _, *parts = _ANYWHERE.get(begins[1], _AT_LINES).split(text)
+    if len(parts) == 2 and begins[1] != "<user>":  # one label alone may be a heading
+        return None
     said = [(SPEAKERS[who], stripped(words)) for who, words in zip(parts[::2], parts[1::2], strict=True)]
     if said[-1] == ("assistant", ""):  # the place of the answer
         said.pop()
@@ -115,8 +120,8 @@ def from_transcript(text: str, field: str) -> list[Message]:
             messages.append({"role": role, "content": told + words, AT: field})
             told = ""
     roles = [message["role"] for message in messages]
-    if not roles or told or roles != ["user", "assistant"] * (len(roles) // 2) + ["user"]:
-        raise BadRecord(field, "turns of a dialogue that alternate and end on the user", " → ".join(roles) or "none")
+    if told or roles != ["user", "assistant"] * (len(roles) // 2) + ["user"]:
+        raise BadRecord(field, "turns of a dialogue that alternate and end on the user", " → ".join(roles))
     return messages
 
 
