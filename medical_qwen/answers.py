@@ -119,8 +119,8 @@ def options_of(row: Mapping[str, object]) -> dict[str, str] | None:
             options = dict(zip(LETTERS, options, strict=False))
     if not isinstance(options, dict):
         return None
-    texts = {letter: str(text).strip() for letter, text in options.items() if text is not None}
-    return {letter.strip().upper(): text for letter, text in texts.items() if text}
+    texts = {str(letter).strip().upper(): str(text).strip() for letter, text in options.items() if text is not None}
+    return {letter: text for letter, text in texts.items() if text}
 
 
 def read_choice(reply: str, options: Mapping[str, str | None] | None = None) -> str | None:

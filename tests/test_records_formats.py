@@ -350,6 +350,7 @@ def test_a_dialogue_out_of_order_is_refused(tmp_path):
     [
         ({"question": "q", "options": {"a": "甲", "b": "乙"}, "answer": None}, {"A": "甲", "B": "乙"}),
         ({"Question": "q", "A": "甲", "B": "乙"}, {"A": "甲", "B": "乙"}),
+        ({"Question": "q", "A": "甲", "B": "乙", "Answer": " "}, {"A": "甲", "B": "乙"}),
         ({"question": "q", "answer": None}, None),
     ],
 )
@@ -358,6 +359,12 @@ def test_what_has_no_gold_can_still_be_asked(tmp_path, row, record):
     assert prompt.get("answer") is None and prompt.get("options") == record
     form = "choice" if record else "qa"
     assert "answer: expected" in problem(tmp_path, form, row)
+
+
+@pytest.mark.parametrize("options", [{"1": "甲", "2": "乙"}, [{"key": 1, "value": "甲"}, {"key": 2, "value": "乙"}]])
+def test_numbers_name_no_options(tmp_path, options):
+    row = {"question": "q", "options": options, "answer": "1"}
+    assert "options: expected a letter for each option" in problem(tmp_path, "choice", row)
 
 
 def test_an_index_counts_blank_options_too(tmp_path):

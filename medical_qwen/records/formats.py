@@ -252,7 +252,7 @@ def _letters(row: Row, options: dict[str, str]) -> str | None:
     """The right letters, sorted, from letters in any spelling, an index, or the text of an option; None without."""
     column = _first(row, ("answer_idx", "answer", "Answer", "label"))
     value = row.get(column) if column else None
-    if value is None or value == "":
+    if value is None or (isinstance(value, str) and not value.strip()):
         return None
     if isinstance(value, int) and not isinstance(value, bool) and LETTERS[value : value + 1] in options:
         return LETTERS[value]
