@@ -323,6 +323,15 @@ def test_prompts_too_few_for_a_batch_are_refused(tiny_model, questions, tmp_path
         grpo_training.main(flags(tiny_model, questions, tmp_path / "out", *FEW, *more))
 
 
+def test_exam_questions_without_a_right_letter_are_refused(tiny_model, tmp_path):
+    rows = [
+        {"question": f"第{i}题？", "options": {"A": "甲", "B": "乙"}, "answer": "A" if i else None} for i in range(4)
+    ]
+    data = write_rows(tmp_path / "exam.jsonl", rows)
+    with pytest.raises(ValueError, match="1 of 4 questions have options and no right letter"):
+        grpo_training.main(flags(tiny_model, data, tmp_path / "out", *FEW, "--reward_funcs", "choice"))
+
+
 def test_a_reward_model_is_no_policy(reward, questions, tmp_path):
     with pytest.raises(ValueError, match="is a reward model"):
         grpo_training.main(flags(reward, questions, tmp_path / "out", *FEW, "--reward_funcs", "choice"))

@@ -59,15 +59,18 @@ class MergedLinear(Linear):
             scalings, *factors = self._parts()
             self.kept = _merged(self.base_layer.weight, scalings, factors)
 
+    def _active(self) -> list[str]:
+        return [name for name in self.active_adapters if name in self.lora_A]
+
     def _parts(self) -> tuple:
         """The scalings, and A and B of each active adapter."""
-        active = [name for name in self.active_adapters if name in self.lora_A]
+        active = self._active()
         factors = [part[name].weight for name in active for part in (self.lora_A, self.lora_B)]
         return [self.scaling[name] for name in active], *factors
 
     def _can_merge(self) -> bool:
         weight, bias = self.base_layer.weight, self.base_layer.bias
-        active = [name for name in self.active_adapters if name in self.lora_A]
+        active = self._active()
         return (
             bool(active)
             and weight.dtype == torch.float32
