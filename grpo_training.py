@@ -170,9 +170,9 @@ def main(argv: list[str] | None = None) -> dict:
     renderer = Renderer(tokenizer)
     rewards = load_rewards(reward_args, config, tokenizer)
     splits = load_splits(data_args, "prompt", config.seed)
-    asked = splits.train.select_columns(["options", "answer"])
-    if unanswered := sum(row["options"] is not None and row["answer"] is None for row in asked):
-        raise ValueError(f"{unanswered} of {len(asked)} questions have options and no right letter to reward")
+    unanswered = sum(bool(row.get("options")) and row.get("answer") is None for row in splits.train)
+    if unanswered and any(name.startswith("choice") for name in reward_args.reward_funcs):
+        raise ValueError(f"{unanswered} of {len(splits.train)} questions have options and no right letter to reward")
 
     def tokenized(rows: Dataset | None) -> tuple[Dataset | None, dict]:
         if rows is not None and reward_args.system_prompt:
