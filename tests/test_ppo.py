@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+import itertools
 import json
 import os
 import random
@@ -42,7 +43,7 @@ from medical_qwen.ppo import PPOConfig, PPOTrainer, from_endpoint, from_function
 from medical_qwen.ppo import roles as ppo_roles
 from medical_qwen.ppo.config import VLLM
 from medical_qwen.ppo.loading import shared_roles
-from medical_qwen.ppo.rollout import Texts, write_answers
+from medical_qwen.ppo.rollout import Texts, divide, write_answers
 from medical_qwen.ppo.vllm_rollout import policy_weights
 from medical_qwen.rendering import Renderer
 from medical_qwen.scoring import RewardModel
@@ -408,6 +409,39 @@ def test_answers_do_not_depend_on_their_batch_nor_on_the_checkpoints_sampling_de
     assert together.prompts == prompts
     assert model.generation_config.repetition_penalty == 9.0
     assert len(set(map(tuple, alone))) > 1
+
+
+def padded(lengths: list[int], batches: list[list[int]]) -> list[int]:
+    return [len(batch) * max(lengths[row] for row in batch) for batch in batches]
+
+
+def test_batches_have_the_least_padding_within_the_memory_of_even_ones():
+    rng = random.Random(0)
+    for _ in range(200):
+        rows = rng.randint(1, 9)
+        count = rng.randint(1, rows)
+        lengths = [rng.randint(1, 50) for _ in range(rows)]
+        room = -(-rows // count) * max(lengths)
+        found = divide(lengths, count)
+        assert len(found) == count and all(found) and sorted(itertools.chain(*found)) == list(range(rows))
+        sizes = padded(lengths, found)
+        assert max(sizes) <= room
+        by_length = sorted(range(rows), key=lambda row: -lengths[row])
+        borders = [(0, *cuts, rows) for cuts in itertools.combinations(range(1, rows), count - 1)]
+        ways = [padded(lengths, [by_length[i:j] for i, j in itertools.pairwise(cuts)]) for cuts in borders]
+        assert sum(sizes) == min(sum(way) for way in ways if max(way) <= room)
+
+
+def test_many_batches_are_divided_in_no_time_and_with_less_padding_than_even_ones():
+    rng = random.Random(0)
+    lengths = [rng.choice((30, 500)) + rng.randint(0, 60) for _ in range(1001)]
+    began = time.perf_counter()
+    found = divide(lengths, 251)
+    assert time.perf_counter() - began < 2
+    assert len(found) == 251 and all(found) and sorted(itertools.chain(*found)) == list(range(1001))
+    by_length = sorted(range(1001), key=lambda row: -lengths[row])
+    even = padded(lengths, [by_length[i : i + 4] for i in range(0, 1001, 4)])
+    assert sum(padded(lengths, found)) < sum(even) and max(padded(lengths, found)) <= 4 * max(lengths)
 
 
 def test_answers_end_at_their_first_end_token(world, tokenizer):

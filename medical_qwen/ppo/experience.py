@@ -1,6 +1,7 @@
 """From prompts to what the update learns from: answers, scores, log-probabilities, values, advantages."""
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -121,11 +122,10 @@ class Experience:
         }
 
     def mini_batch(self, number: int, epoch: int, part: int, texts: Texts) -> list[int]:
-        """Rows of mini-batch `part` in pass `epoch` over rollout `number`; rows of like length are neighbours."""
+        """Rows of mini-batch `part` in pass `epoch` over rollout `number`."""
         shuffled = order(len(texts), self.config.seed, number, self.accelerator.process_index, epoch)
         size = len(texts) // self.config.num_mini_batches
-        chosen = set(shuffled[part * size : (part + 1) * size])
-        return [row for row in texts.longest_first() if row in chosen]
+        return shuffled[part * size : (part + 1) * size]
 
     def _tokens_per_step(self, number: int, texts: Texts) -> Tensor:
         """(epochs, mini-batches): answer tokens of this rank in each optimizer step of a rollout."""
@@ -161,10 +161,8 @@ class Experience:
             )
 
     def _batches(self, texts: Texts) -> Iterator[tuple[list[int], Texts]]:
-        """Rows of like length together. As many batches on every rank: with ZeRO-3 each is a collective."""
-        by_length, size = texts.longest_first(), self.config.per_device_eval_batch_size
-        for start in range(0, len(texts), size):
-            batch = by_length[start : start + size]
+        """As many batches on every rank: with ZeRO-3 each is a collective."""
+        for batch in texts.batches(math.ceil(len(texts) / self.config.per_device_eval_batch_size)):
             yield batch, texts.select(batch)
 
     def _by_token(self, role: str, texts: Texts, **kwargs) -> list[Tensor]:

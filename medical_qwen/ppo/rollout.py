@@ -1,14 +1,18 @@
 """Answers to a batch of prompts: written by the policy, laid out for the losses, remembered until they are learned."""
 
 import contextlib
+import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
+
+MANY_BATCHES = 16  # with more the rows are halved first: neighbours are alike then, and the time grows with the cube
 
 
 @dataclass
@@ -25,9 +29,10 @@ class Texts:
     def select(self, rows: Sequence[int]) -> "Texts":
         return Texts(*([getattr(self, part.name)[row] for row in rows] for part in fields(self)))
 
-    def longest_first(self) -> list[int]:
-        """Row numbers by length; neighbours then make batches with little padding."""
-        return sorted(range(len(self)), key=lambda row: -len(self.prompts[row]) - len(self.answers[row]))
+    def batches(self, count: int) -> list[list[int]]:
+        """Row numbers in `count` batches with little padding."""
+        lengths = [len(prompt) + len(answer) for prompt, answer in zip(self.prompts, self.answers, strict=True)]
+        return divide(lengths, count)
 
     def mask(self, device: torch.device) -> Tensor:
         """(B, T) bool: where the answers have tokens."""
@@ -49,6 +54,33 @@ class Texts:
         rows, columns = torch.tensor(spans, device=device).T
         tokens = torch.tensor([token for answer in self.answers for token in answer], device=device)
         return {"input_ids": pad_right(joined, pad_id, device), "rows": rows, "columns": columns, "tokens": tokens}
+
+
+def divide(lengths: Sequence[int], count: int) -> list[list[int]]:
+    """Row numbers in `count` batches with the least padding: few long rows make a batch, or many short ones.
+
+    The tokens of all batches, each padded to its longest row, are as few as they can be (by dynamic programming) while
+    no batch takes more than ceil(rows / count) times the longest row: what batches of one size would have room for.
+    """
+    rows = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    if count > MANY_BATCHES:
+        half = count // 2
+        cut = math.ceil(len(rows) * half / count)
+        parts = (rows[:cut], half), (rows[cut:], count - half)
+        return [[part[i] for i in b] for part, number in parts for b in divide([lengths[i] for i in part], number)]
+    sizes = np.arange(1, len(rows) + 1) - np.arange(len(rows))[:, None]  # [i, j]: of a batch from row i to row j
+    padded = sizes * np.array([[float(lengths[row])] for row in rows])
+    padded[(sizes < 1) | (padded > math.ceil(len(rows) / count) * padded[0, 0])] = np.inf
+    best, begins = padded[0], []  # best[j]: the least number of tokens for the rows up to j in so many batches
+    for _ in range(count - 1):
+        totals = best[:-1, None] + padded[1:]
+        begins.append(totals.argmin(0) + 1)
+        best = totals.min(0)
+    batches, end = [], len(rows)
+    for begin in reversed(begins):
+        batches.append(rows[begin[end - 1] : end])
+        end = begin[end - 1]
+    return [rows[:end], *reversed(batches)]
 
 
 def pad_right(ids: list[list[int]], pad_id: int, device: torch.device) -> Tensor:

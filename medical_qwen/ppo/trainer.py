@@ -150,10 +150,10 @@ class PPOTrainer(Resumable, Trainer):
         if self._rollout is None or self._rollout.number != number:
             self._roll_out(number)
         epoch, part = divmod(step, self.args.num_mini_batches)
-        size = self.args.per_device_train_batch_size
         rows = self.experience.mini_batch(number, epoch, part, self._rollout.texts)
-        rows = rows[self._micro_step * size : (self._micro_step + 1) * size]
-        batch = self._batch(rows, share=self.args.world_size / self._rollout.tokens_per_step[epoch, part])
+        parts = self._rollout.texts.select(rows).batches(self.args.gradient_accumulation_steps)
+        share = self.args.world_size / self._rollout.tokens_per_step[epoch, part]
+        batch = self._batch([rows[i] for i in parts[self._micro_step]], share)
         if self._micro_step == 0 and is_deepspeed_zero3_enabled():
             # ZeRO-3 forgets the last step's gradients in the first backward pass, but only those that it meets there
             self.model_wrapped.optimizer.grad_partitions_flat_buffer.zero_()
