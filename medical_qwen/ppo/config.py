@@ -27,8 +27,8 @@ class PPOConfig(VLLMSwitches, TrainingArguments):
 
     In one rollout every rank answers `per_device_train_batch_size * gradient_accumulation_steps * num_mini_batches`
     prompts. They are learned from in `num_ppo_epochs` passes of `num_mini_batches` optimizer steps each; `max_steps`,
-    `logging_steps`, `eval_steps` and `save_steps` count optimizer steps. A forward pass takes as many texts as have room
-    where `per_device_train_batch_size` of the longest would: fewer long or more short ones, for less padding.
+    `logging_steps`, `eval_steps` and `save_steps` count optimizer steps. A forward pass takes as many texts as have
+    room where `per_device_train_batch_size` of the longest would: few long or many short ones, for less padding.
     """
 
     learning_rate: float = field(default=1e-5, metadata={"help": "Of the policy."})
