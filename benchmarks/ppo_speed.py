@@ -90,7 +90,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=7)
     parser.add_argument("--batch", type=int, default=4, help="rows per forward pass in the update")
     parser.add_argument("--accumulation", type=int, default=4, help="batches per rollout")
-    parser.add_argument("--rollout_batch", type=int, default=8, help="answers at a time here; there all of a rollout")
+    parser.add_argument("--rollout_batch", type=int, default=8, help="rows at a time when answers are written and judged")
     parser.add_argument("--ppo_epochs", type=int, default=4)
     parser.add_argument("--prompt_length", type=int, default=0, help="of all prompts; 0: natural, up to 512")
     parser.add_argument("--answer_length", type=int, default=64)
@@ -237,7 +237,7 @@ def ours(options: argparse.Namespace) -> None:
         per_device_train_batch_size=options.batch,
         gradient_accumulation_steps=options.accumulation,
         num_ppo_epochs=options.ppo_epochs,
-        per_device_eval_batch_size=options.batch,
+        per_device_eval_batch_size=options.rollout_batch,
         max_completion_length=options.answer_length,
         rollout_batch_size=options.rollout_batch,  # prompts of like length together: less padding
         max_steps=10_000,
@@ -292,7 +292,7 @@ def trl(options: argparse.Namespace) -> None:
         gradient_accumulation_steps=options.accumulation,
         num_ppo_epochs=options.ppo_epochs,
         num_mini_batches=1,
-        local_rollout_forward_batch_size=rows,
+        local_rollout_forward_batch_size=options.rollout_batch,
         response_length=options.answer_length,
         temperature=1.0,
         total_episodes=10_000 * rows,
