@@ -14,5 +14,5 @@ launch grpo_training.py \
   --per_device_train_batch_size 8 --gradient_accumulation_steps 4 --num_generations 8 \
   --max_prompt_length 1024 --max_completion_length 256 --temperature 1.0 --beta 0.02 \
   --max_steps 60 --learning_rate 1e-4 --lr_scheduler_type constant_with_warmup --warmup_steps 0.05 \
-  --save_strategy steps --save_steps 30 --logging_steps 1 --report_to tensorboard \
+  --save_strategy steps --save_steps 30 --save_total_limit 2 --logging_steps 1 --report_to tensorboard \
   "$@"

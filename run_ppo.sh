@@ -19,5 +19,6 @@ launch ppo_training.py \
   --num_train_epochs 1 --learning_rate 2e-5 --value_learning_rate 1e-4 --lr_scheduler_type constant \
   --max_prompt_length 512 --max_completion_length 256 --missing_eos_penalty 1.0 \
   --lam 1.0 --kl_coef 0.1 --target_kl 8 \
-  --eval_strategy steps --eval_steps 8 --save_strategy steps --save_steps 8 --logging_steps 4 --report_to tensorboard \
+  --eval_strategy steps --eval_steps 8 --save_strategy steps --save_steps 8 --save_total_limit 2 \
+  --logging_steps 4 --report_to tensorboard \
   "$@"

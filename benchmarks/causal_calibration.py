@@ -107,12 +107,18 @@ def summary(cases: list[dict], seed: int) -> dict:
         for number in range(len(BINS) - 1)
         if (place == number).any()
     ]
-    error = sum(one["count"] * abs(one["said"] - one["true"]) for one in bins) / len(probability)
+
+    def error(least: float) -> float:
+        """Expected calibration error of the posteriors from `least` up: most are near 0, where little can be wrong."""
+        shown = [one for one in bins if one["said"] >= least]
+        return sum(one["count"] * abs(one["said"] - one["true"]) for one in shown) / sum(o["count"] for o in shown)
+
     seconds = np.array([case["seconds"] for case in cases])
     result = {
         "patients": len(cases),
         "findings present, known": float(np.mean([case["told"] for case in cases])),
-        "expected calibration error": error,
+        "expected calibration error": error(0),
+        "expected calibration error, posteriors of 10 % and more": error(0.1),
         "patients with findings left out": sum(case["left_out"] > 0 for case in cases),
         "CPU seconds: median, 95 %, largest": [float(np.quantile(seconds, q)) for q in (0.5, 0.95, 1)],
         "bins": bins,

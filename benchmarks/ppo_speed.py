@@ -90,7 +90,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=7)
     parser.add_argument("--batch", type=int, default=4, help="rows per forward pass in the update")
     parser.add_argument("--accumulation", type=int, default=4, help="batches per rollout")
-    parser.add_argument("--rollout_batch", type=int, default=8, help="rows at a time when answers are written and judged")
+    parser.add_argument(
+        "--rollout_batch", type=int, default=8, help="rows at a time when answers are written and judged"
+    )
     parser.add_argument("--ppo_epochs", type=int, default=4)
     parser.add_argument("--prompt_length", type=int, default=0, help="of all prompts; 0: natural, up to 512")
     parser.add_argument("--answer_length", type=int, default=64)

@@ -61,7 +61,8 @@ class ModelArguments:
     dtype: str = field(
         default="auto",
         metadata={
-            "help": "Of the weights: bfloat16, float16, float32, or auto (bfloat16 on a GPU, float32 on a CPU)."
+            "help": "Of the weights: bfloat16, float16, float32, or auto (in full training float32; of a frozen base "
+            "bfloat16 where the machine is fast at it, else float32)."
         },
     )
     attn_implementation: str | None = field(

@@ -312,8 +312,8 @@ def test_another_embedding_model_is_refused(tmp_path, docs, encoder):
 
 def test_wrong_settings_fail_before_anything_is_written(tmp_path, docs, encoder):
     for settings, message in (
-        ({"chunk_size": 4}, "--chunk_size 4 --overlap 32: expected at least 8"),
-        ({"chunk_size": 64, "overlap": 64}, "--overlap 64: expected"),
+        ({"chunk_size": 4}, "--chunk_size 4 --chunk_overlap 32: expected at least 8"),
+        ({"chunk_size": 64, "overlap": 64}, "--chunk_overlap 64: expected"),
         ({"chunk_size": 600, "encoder": encoder}, "reads at most 510 tokens"),
     ):
         with pytest.raises(ValueError, match=message):

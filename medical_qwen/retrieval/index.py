@@ -88,17 +88,17 @@ class Index:
         """
         if chunk_size < 8 or not 0 <= overlap < chunk_size:
             raise ValueError(
-                f"--chunk_size {chunk_size} --overlap {overlap}: expected at least 8, and an overlap below it"
+                f"--chunk_size {chunk_size} --chunk_overlap {overlap}: expected at least 8, and an overlap below it"
             )
         if encoder and chunk_size > encoder.longest:
             raise ValueError(f"--chunk_size {chunk_size}: {encoder.name} reads at most {encoder.longest} tokens")
         settings = {"chunk_size": chunk_size, "overlap": overlap, "embedding": encoder and encoder.described()}
         store = Store(directory)
         state = store.read("progress.json") or store.read() or State(settings)
-        for name in ("chunk_size", "overlap"):
+        for name, flag in (("chunk_size", "chunk_size"), ("overlap", "chunk_overlap")):
             if state.settings[name] != settings[name]:
                 raise ValueError(
-                    f"--{name} {settings[name]}: {directory} was built with {state.settings[name]}; "
+                    f"--{flag} {settings[name]}: {directory} was built with {state.settings[name]}; "
                     "give that, or build another index"
                 )
         index = cls(store, state, encoder, reranker)
