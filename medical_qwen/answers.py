@@ -14,25 +14,36 @@ from medical_qwen.quantities import Quantity
 
 _LETTERS = "ABCDEFGH"
 _RESTATED = "\x01"  # stands behind a letter whose option text followed it
+_WORDS = "型|族|组|超|级|肽|细胞|因子|反应蛋白|二聚体"  # behind a letter: it is part of a word
 
 _ANSWER_TAG = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.DOTALL)
 _BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
 _MARKUP = re.compile(r"\\(?:text|mathrm|mathbf|textbf|rm)\b\s*|[*`${}_]")
 
-_CHOICE_CUE = (
-    r"(?:答案[\]】]?\s*(?:应该|应当|应|就|只能)?\s*(?:是|为|选择|选)?|正确的?选项\s*(?:是|为|有)?|(?<!不)正确的[是为有]|而是|应为|应该是|(?<!反)应是"
-    r"|(?<!不)(?<!不应)(?<!不应该)(?<!不能)(?<!不该)(?<!不要)(?<!不可)(?<!不会)(?<!没有)(?<!勿)(?<!误)选(?!项)择?(?:的是|是|为)?"
-    r"|(?i:\b(?:answers?|correct\s+(?:option|choice)s?)\s*(?:is|are|would\s+be|should\s+be|must\s+be|[:=-])"
-    r"|(?<!not\s)(?<!n't\s)\b(?:choose|select|pick)\b))"
-    r"\s*[:=]?\s*(?:选项|(?i:(?:option|choice|letter)s?\b))?\s*:?\s*[\[【“‘「『\"']?\s*"
+# What names the answer; and what chooses, which an explanation does as well ("易错选A"): the former wins.
+_NAMES = (
+    r"(?:(?<!错误)(?<!错)答案[\]】]?\s*(?:应该|应当|应|就|只能)?\s*(?:是|为|选择|选)?|(?<!不)正确的?选项\s*(?:是|为|有)?"
+    r"|(?i:\b(?:answers?|correct\s+(?:option|choice)s?)\s*(?:is|are|would\s+be|should\s+be|must\s+be|[:=-])))"
 )
-_CUE = re.compile(_CHOICE_CUE)
+_CHOOSES = (
+    r"(?:(?<!不)正确的[是为有]|而是|应为|应该是|(?<!反)应是"
+    r"|(?<!不)(?<!不应)(?<!不应该)(?<!不能)(?<!不该)(?<!不要)(?<!不可)(?<!不会)(?<!没有)(?<![勿误错别漏])选(?!项)择?(?:的是|是|为)?"
+    r"|(?i:(?<!not\s)(?<!n't\s)\b(?:choose|select|pick)\b))"
+)
+_BEFORE_LETTERS = r"\s*[:=]?\s*(?:选项|(?i:(?:option|choice|letter)s?\b))?\s*:?\s*[\[【“‘「『\"']?\s*"
+_CUE = re.compile(rf"(?:{_NAMES}|{_CHOOSES}){_BEFORE_LETTERS}")
+_TAKEN_BACK = re.compile(
+    r"不对|不是|更正|纠正|改[为选成]|重新|再[算想看]|错了|综上|最终|最后|(?i:\b(?:wait|no|actually|sorry|instead|finally)\b)"
+)
+_OR = re.compile(r"\s*(?:或者?|(?i:or\b))\s*(?:选项)?\s*\(?[A-Z]\b")
 _LABEL = re.compile(r"(?<![A-Za-z0-9])([A-Z])\)?\s*[.、:,)]*\s*")
 _DENIED = re.compile(
-    r"\s*(?:选项|项)?\s*(?:均|都|是|就|为)*\s*(?:错|不对|不正确|不符|不合|不选|不是|不成立|(?i:(?:is|are)\s+(?:not|wrong|incorrect)))"
+    r"\s*(?:选项|项)?\s*(?:者|的(?:人|同学|学生|考生)|(?:均|都|是|就|为)*\s*(?:错|不对|不正确|不符|不合|不选|不是|不成立)"
+    r"|(?i:(?:is|are)\s+(?:not|wrong|incorrect)))"
 )
 _AFFIRMED = (
-    r"\s*(?:选项|项)?\s*[是为最均都]*(?:正确|符合|合适|恰当|准确)|\s+(?i:is\s+(?:the\s+)?(?:correct|right|best))"
+    r"\s*(?:选项|项)?\s*:?\s*[是为最均都]*(?:正确|符合|合适|恰当|准确|对(?=[\s,。;]|$))"
+    r"|\s+(?i:is\s+(?:the\s+)?(?:correct|right|best))"
 )
 
 _STRONG_CUE = re.compile(
@@ -40,6 +51,9 @@ _STRONG_CUE = re.compile(
 )
 _WEAK_CUE = re.compile(r"因此|所以|综上|最终|故|(?i:\b(?:therefore|thus|hence|so|finally)\b)")
 _CUES_TRIED, _SENTENCE_LENGTH = 20, 400  # from the end; a degenerate reply must not take quadratic time
+_REMARK = re.compile(
+    r"[,;。]\s*(?:且|而|仍|已)?(?:明显|略|远)?(?:高于|低于|大于|小于|超过|正常|参考|再?加水|加稀释液|稀释[至到]|定容)"
+)
 _SENTENCE_END = re.compile(r"[。;!?！？；\n]|\.(?=\s|$)")
 
 
@@ -90,8 +104,10 @@ def judge_number(
     if tolerance is not None and (isinstance(tolerance, bool | str) or not 0 <= tolerance < 1):
         raise ValueError(f"tolerance: expected a relative error from 0 to below 1, got {tolerance!r}")
     if due := quantities.gold_date(answer):
-        dates = quantities.find_dates(_conclusion(reply, quantities.find_dates)[0])
-        return Judgement(str(dates[-1]) if dates else None, bool(dates) and dates[-1] == due)
+        scope, first = _conclusion(reply, quantities.find_dates)
+        dates = quantities.find_dates(_outside_brackets(scope, quantities.find_dates))
+        read = dates[0 if first else -1] if dates else None
+        return Judgement(read and str(read), read == due)
     gold = quantities.gold_quantity(answer, unit)
     if gold is None:
         return None
@@ -126,21 +142,25 @@ def options_of(row: Mapping[str, object]) -> dict[str, str] | None:
 def read_choice(reply: str, options: Mapping[str, str | None] | None = None) -> str | None:
     """The option letters that a reply settles on, sorted (`"AC"`), or None.
 
-    In this order: what is in `<answer>`; the last of 答案：C, 选C, `\\boxed{C}`, "the answer is C", …; the last **C**;
-    the last "C正确"; a whole reply, first or last line that is just letters; the only option that the reply restates
-    ("…是C. 感冒。"); a reply that is the text of one option.
+    In this order: what is in `<answer>`; the last of 答案：C, `\\boxed{C}`, "the answer is C", …, or a 选C behind it that
+    takes it back; the last 选C; the last **C**; all of "A正确，B错误，C正确"; a whole reply, first or last line that is
+    just letters; the only option that the reply restates ("…是C. 感冒。"); a reply that is the text of one option.
     """
     given = {k: _normal(text) for k, text in (options or {}).items() if text is not None and str(text).strip()}
     text = unicodedata.normalize("NFKC", _last_answer_tag(strip_thinking(reply)))
     text = re.sub(r"\s+", lambda space: "\n" if "\n" in space[0] else " ", text)
     letters = _letter_set(_known_letters(options))
+    text = re.sub(r"(?<=[A-Z])(?:\*\*|\})(\s*(?:[,、和]|and)\s*)(?:\*\*|\\boxed\s*\{)(?=[A-Z](?:\*\*|\}))", r"\1", text)
     bold = [found[1] for found in re.finditer(rf"\*\*\s*({letters})\s*[.、。:]?\s*\*\*", text)]
     text = _with_letters(_MARKUP.sub("", _BOXED.sub(r"答案:\1。", text)), given, letters)
-    stated = [
-        found[1] for found in re.finditer(rf"{_CHOICE_CUE}({letters})", text) if not _DENIED.match(text, found.end())
-    ]
-    affirmed = [found[1] for found in re.finditer(rf"({letters})(?:{_AFFIRMED})", text)]
-    for found in (stated, bold, affirmed, _bare_letters(text, letters), _only_restated(text, letters)):
+    affirmed = "".join(found[1] for found in re.finditer(rf"({letters})(?:{_AFFIRMED})", text))
+    for found in (
+        _stated(text, letters),
+        bold,
+        [affirmed] if affirmed else [],
+        _bare_letters(text, letters),
+        _only_restated(text, letters),
+    ):
         if found:
             return "".join(sorted(set(re.findall(r"[A-Z]", found[-1]))))
     same = [letter for letter, option in given.items() if option.rstrip(" .。") == text.strip().rstrip(" .。")]
@@ -155,11 +175,13 @@ def read_quantity(reply: str, unit: str = "") -> Quantity | None:
         return quantities.fitting(quantities.find_quantities(text, unit), unit)
 
     scope, first = _conclusion(reply, fitting)
-    outside = re.sub(r"\([^()]*\)", " ", scope)
-    scope = outside if fitting(outside) else scope
+    scope = _outside_brackets(scope, fitting)
     if first:
         right_side = re.split(r"(?<![<>!])=|≈|等于", scope)[-1]
         scope = right_side if fitting(right_side) else scope
+    else:
+        before = _REMARK.split(scope, maxsplit=1)[0]
+        scope = before if fitting(before) else scope
     found = fitting(scope)
     return (found[0] if first else found[-1]) if found else None
 
@@ -181,18 +203,23 @@ def _last_answer_tag(text: str) -> str:
 
 
 def _letter_set(letters: str) -> str:
-    """Pattern of one or several option letters: C, (C), AC, A、C, A and C, A. text; C. text."""
-    one = rf"\(?[{letters}]\)?{_RESTATED}?"
-    between = rf"(?:(?<={_RESTATED})[\s;,、。.]*|[ \t]*(?:[,、和与及&+/;]|以及|and\b)?[ \t]*)"
-    return rf"(?<![A-Za-z0-9]){one}(?:{between}{one}){{0,9}}(?![A-Za-z0-9])"
+    """Pattern of one or several option letters: C, (C), AC, A、C, A, B, and C, 选项A和选项C, A. text; C. text."""
+    one = rf"(?:\([{letters}]{_RESTATED}?\)|[{letters}]{_RESTATED}?\)?)"
+    joined = r"[ \t]*(?:[,、;]?[ \t]*(?:以及|还有|和|与|及|&|and\b)|[,、;+/])?[ \t]*(?:选项)?"
+    between = rf"(?:(?<={_RESTATED})[\s;,、。.]*|{joined})"
+    return rf"(?<![A-Za-z0-9])(?:\(|选项)?{one}(?:{between}{one}){{0,9}}(?![A-Za-z0-9]|{_WORDS})"
 
 
 def _with_letters(text: str, options: Mapping[str, str], letters: str) -> str:
     """`A. text of A` becomes a marked A, and so does the bare text of an option behind a cue."""
 
-    def restated(found: re.Match, letter: str, boundary: str) -> bool:
-        end = found.end() + len(options[letter])
-        return text.startswith(options[letter], found.end()) and not re.match(boundary, text[end : end + 1])
+    def restated(at: int, letters: list[str], boundary: str) -> str | None:
+        """The letter whose text stands at a place."""
+        for letter in letters:
+            end = at + len(options[letter])
+            if text.startswith(options[letter], at) and not re.match(boundary, text[end : end + 1]):
+                return letter
+        return None
 
     by_length = sorted(
         (k for k, option in options.items() if not re.fullmatch(letters, option)), key=lambda k: -len(options[k])
@@ -201,12 +228,31 @@ def _with_letters(text: str, options: Mapping[str, str], letters: str) -> str:
         pieces, at = [], 0
         for found in opening.finditer(text):
             candidates = [found[1]] * (found[1] in options) if labelled else by_length
-            letter = next((letter for letter in candidates if restated(found, letter, boundary)), None)
+            letter = restated(found.end(), candidates, boundary)
             if letter and found.start() >= at:
                 pieces += [text[at : found.start() if labelled else found.end()], letter, _RESTATED]
                 at = found.end() + len(options[letter])
+            while letter and not labelled and (joint := re.compile(r"\s*[,、;]\s*").match(text, at)):
+                if letter := restated(joint.end(), by_length, boundary):
+                    pieces += [joint[0], letter, _RESTATED]
+                    at = joint.end() + len(options[letter])
         text = "".join([*pieces, text[at:]])
     return text
+
+
+def _stated(text: str, letters: str) -> list[str]:
+    """The letters of the statement that counts, if there is one."""
+    found = {
+        cue: [
+            m
+            for m in re.finditer(rf"{cue}{_BEFORE_LETTERS}({letters})", text)
+            if not _DENIED.match(text, m.end()) and not _OR.match(text, m.end())
+        ][-1:]
+        for cue in (_NAMES, _CHOOSES)
+    }
+    for named in found[_NAMES]:
+        found[_CHOOSES] = [m for m in found[_CHOOSES] if _TAKEN_BACK.search(text, named.end(), m.end())]
+    return [m[1] for m in (found[_CHOOSES] or found[_NAMES])]
 
 
 def _bare_letters(text: str, letters: str) -> list[str]:
@@ -229,6 +275,12 @@ def _only_restated(text: str, letters: str) -> list[str]:
     found = [m for m in re.finditer(letters, text) if _RESTATED in m[0] and not _DENIED.match(text, m.end())]
     same = len({match[0] for match in found}) == 1 and "\n" not in found[0][0]
     return [found[0][0]] if same else []
+
+
+def _outside_brackets(text: str, find) -> str:
+    """`text` without what stands in brackets, if `find` still finds something then."""
+    outside = re.sub(r"\([^()]*\)", " ", text)
+    return outside if find(outside) else text
 
 
 def _conclusion(reply: str, find) -> tuple[str, bool]:

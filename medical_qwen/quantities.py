@@ -85,6 +85,8 @@ _REWRITES = [
     (r"[•⋅∙]", "·"),
     (r"\s*\bper\s+", "/"),
     (r"百分之\s*(\d+(?:\.\d+)?)", r"\1%"),
+    (r"(\d)\s*\^?\+\s*([1-6])\s*周", r"\1周+\2天"),  # 孕20⁺³周, weeks and days
+    (r"(\d+)\s*(?:个?小时|h)\s*(\d+)\s*(?:分钟?|min)(?![A-Za-z])", lambda m: f"{60 * int(m[1]) + int(m[2])}分钟"),
 ]
 
 _MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
@@ -138,18 +140,23 @@ def find_quantities(text: str, unit: str = "") -> list[Quantity]:
     if re.search(_DIVIDERS, unit):
         text = re.sub(rf"每\s*({pattern})([^\d,，。;\n]{{0,12}}{_NUMBER})\s*({pattern})", r"\2 \3/\1", text)
     text = re.sub(rf"{_NUMBER}\s*(?:{pattern})?\s*[-~至到]\s*{_NUMBER}\s*(?:{pattern})?", " ", text)
-    found = re.finditer(rf"({_NUMBER})\s*个?\s*({pattern})?", text)
+    found = re.finditer(rf"({_NUMBER})\s*[个整]?\s*({pattern})?", text)
     return [Quantity(value, _written(match[2] or "")) for match in found if (value := _value(match[1])) is not None]
 
 
 def fitting(found: list[Quantity], unit: str) -> list[Quantity]:
     """Those that can be the answer where `unit` was asked for: in that unit; if none, in one of its kind; if none,
-    without a unit. Where no unit was asked for, all."""
+    without a unit; if none and a rate was asked for, in what is counted (每分钟多少滴？ 31滴). Where no unit was asked
+    for, all."""
     if not _written(unit):
         return found
     of_kind = [quantity for quantity in found if quantity.unit and convert(quantity, unit) is not None]
     in_unit = [quantity for quantity in of_kind if math.isclose(convert(quantity, unit), quantity.value)]
-    return in_unit or of_kind or [quantity for quantity in found if not quantity.unit]
+    plain = [quantity for quantity in found if not quantity.unit]
+    counted = re.split(_DIVIDERS, _written(unit), maxsplit=1)[0]
+    return in_unit or of_kind or plain or [
+        Quantity(value, unit) for q in found if counted != _written(unit) and (value := convert(q, counted)) is not None
+    ]
 
 
 def convert(quantity: Quantity, unit: str) -> float | None:
@@ -239,7 +246,7 @@ def _dimension(unit: str) -> tuple[float, frozenset] | None:
 
 
 def _value(number: str) -> float | None:
-    """`1,200.5`, `3/4`, `1.2×10^5`, `1e-3`, `1.5万` as a float."""
+    """`1,200.5`, `3/4`, `1.2×10^5`, `1e-3`, `1.5万` as a float. `120/80` is a blood pressure, no fraction."""
     number = re.sub(r"[\s,]", "", number)
     scale = {"万": 1e4, "亿": 1e8}.get(number[-1], 1.0)
     parts = []
@@ -247,7 +254,7 @@ def _value(number: str) -> float | None:
         mantissa, _, power = re.sub(r"[×xX*·]?10\^", "^", part).partition("^")
         mantissa = mantissa + "1" if mantissa in ("", "+", "-") else mantissa
         parts.append(float(f"{mantissa}e{power}" if power else mantissa))
-    if 0 in parts[1:]:
+    if 0 in parts[1:] or (len(parts) > 1 and min(parts) >= 30):
         return None
     value = scale * parts[0] / math.prod(parts[1:])
     return value if math.isfinite(value) else None
