@@ -18,6 +18,7 @@ is a flag here too; `bash run_grpo.sh` holds settings that work.
 """
 
 import logging
+import statistics
 from dataclasses import dataclass, field
 
 from datasets import Dataset
@@ -113,35 +114,47 @@ def open_with(row: dict, system_prompt: str) -> dict:
     return {"prompt": [*first, *row["prompt"]]}
 
 
-def load_rewards(
-    args: RewardArguments, config: GRPOConfig, tokenizer: PreTrainedTokenizerBase | None = None
-) -> list[Reward]:
+def load_rewards(args: RewardArguments, config: GRPOConfig, renderer: Renderer) -> list[Reward]:
     """The reward functions, in the order of `--reward_weights`."""
-    functions = [load_reward(name) for name in (*args.reward_funcs, *args.reward_module)]
+    prompt = renderer.tokenizer.decode(renderer.prompt([{"role": "user", "content": "?"}])).rstrip()
+    begun = {"opened": "<think>"} if prompt.endswith("<think>") else {}
+    functions = [load_reward(name, **begun) for name in (*args.reward_funcs, *args.reward_module)]
     count = len(functions) + bool(args.reward_model_path) + bool(args.judge_url)
     if config.reward_weights and len(config.reward_weights) != count:
         raise ValueError(f"--reward_weights: expected one for each of {count} rewards, got {config.reward_weights}")
     if args.reward_model_path:
         model = RewardModel.load(args.reward_model_path, "auto", config.device, config.trust_remote_code)
-        functions.append(by_model(model, same_tokens(model.tokenizer, tokenizer)))
+        functions.append(by_model(model, renderer))
     if args.judge_url:
         functions.append(by_judge(Judge(args.judge_url, args.judge_model)))
     return functions
 
 
-def by_model(model: RewardModel, reads_ids: bool) -> Reward:
+def by_model(model: RewardModel, renderer: Renderer) -> Reward:
+    reads_ids, stops = same_tokens(model.tokenizer, renderer.tokenizer), set(renderer.stop_token_ids)
+
     def reward_model(prompts, completions, completion_ids, prompt_ids, **columns) -> list[float]:
-        if reads_ids:  # an answer that was cut has no end then
+        if reads_ids:
             return model.score_ids([[*a, *b] for a, b in zip(prompt_ids, completion_ids, strict=True)])
-        return model.score([[*a, *b] for a, b in zip(prompts, completions, strict=True)])
+        finished = [bool(ids) and ids[-1] in stops for ids in completion_ids]
+        return model.score([[*a, *b] for a, b in zip(prompts, completions, strict=True)], finished=finished)
 
     return reward_model
 
 
 def by_judge(the_judge: Judge) -> Reward:
+    """An answer without a mark gets the mean of the others to its question: TRL would add 0, the worst mark."""
+
     def judge(prompts, completions, answer=None, **columns) -> list[float | None]:
         questions = ["\n\n".join(turn["content"] for turn in prompt if turn["role"] != "system") for prompt in prompts]
-        return the_judge.score(questions, [completion[-1]["content"] for completion in completions], answer)
+        marks = the_judge.score(questions, [completion[-1]["content"] for completion in completions], answer)
+        if unread := marks.count(None):
+            logger.warning("the judge gave no mark to %d of %d answers", unread, len(marks))
+        known: dict[str, list[float]] = {question: [] for question in questions}
+        for question, mark in zip(questions, marks, strict=True):
+            known[question] += [] if mark is None else [mark]
+        means = {question: statistics.fmean(found) if found else None for question, found in known.items()}
+        return [means[q] if mark is None else mark for q, mark in zip(questions, marks, strict=True)]
 
     return judge
 
@@ -168,7 +181,7 @@ def main(argv: list[str] | None = None) -> dict:
     )
     tokenizer = tokenizer_for_training(model_args, config.trust_remote_code)
     renderer = Renderer(tokenizer)
-    rewards = load_rewards(reward_args, config, tokenizer)
+    rewards = load_rewards(reward_args, config, renderer)
     splits = load_splits(data_args, "prompt", config.seed)
     unanswered = sum(bool(row.get("options")) and row.get("answer") is None for row in splits.train)
     if unanswered and any(name.startswith("choice") for name in reward_args.reward_funcs):
@@ -186,6 +199,9 @@ def main(argv: list[str] | None = None) -> dict:
             f"{len(train)} prompts are too few for a batch of {config.generation_batch_size} answers, which takes "
             f"{prompts}: lower --per_device_train_batch_size or --gradient_accumulation_steps"
         )
+    size, answers = config.per_device_eval_batch_size, config.num_generations_eval or config.num_generations
+    if held_out is not None and size * config.world_size % answers:
+        raise ValueError(f"--per_device_eval_batch_size {size}: expected a multiple of --num_generations {answers}")
     show_rows(train, tokenizer, data_args.show_samples)
     model, adapter, base = load_policy(model_args, config, tokenizer, renderer.stop_token_ids)
     trainer = Trainer(

@@ -150,7 +150,9 @@ def read_choice(reply: str, options: Mapping[str, str | None] | None = None) -> 
     text = unicodedata.normalize("NFKC", _last_answer_tag(strip_thinking(reply)))
     text = re.sub(r"\s+", lambda space: "\n" if "\n" in space[0] else " ", text)
     letters = _letter_set(_known_letters(options))
-    text = re.sub(r"(?<=[A-Z])(?:\*\*|\})(\s*(?:[,、和]|and)\s*)(?:\*\*|\\boxed\s*\{)(?=[A-Z](?:\*\*|\}))", r"\1", text)
+    text = re.sub(
+        r"(?<=[A-Z])(?:\*\*|\})(\s*(?:[,、和]|and)\s*)(?:\*\*|\\boxed\s*\{)(?=[A-Z](?:\*\*|\}))", r"\1", text
+    )
     bold = [found[1] for found in re.finditer(rf"\*\*\s*({letters})\s*[.、。:]?\s*\*\*", text)]
     text = _with_letters(_MARKUP.sub("", _BOXED.sub(r"答案:\1。", text)), given, letters)
     affirmed = "".join(found[1] for found in re.finditer(rf"({letters})(?:{_AFFIRMED})", text))

@@ -154,9 +154,16 @@ def fitting(found: list[Quantity], unit: str) -> list[Quantity]:
     in_unit = [quantity for quantity in of_kind if math.isclose(convert(quantity, unit), quantity.value)]
     plain = [quantity for quantity in found if not quantity.unit]
     counted = re.split(_DIVIDERS, _written(unit), maxsplit=1)[0]
-    return in_unit or of_kind or plain or [
-        Quantity(value, unit) for q in found if counted != _written(unit) and (value := convert(q, counted)) is not None
-    ]
+    return (
+        in_unit
+        or of_kind
+        or plain
+        or [
+            Quantity(value, unit)
+            for q in found
+            if counted != _written(unit) and (value := convert(q, counted)) is not None
+        ]
+    )
 
 
 def convert(quantity: Quantity, unit: str) -> float | None:

@@ -54,11 +54,12 @@ def number_reward(
 
 
 def format_reward(
-    completions: Sequence[Completion], format_pattern: str = THINK_ANSWER, **columns: object
+    completions: Sequence[Completion], format_pattern: str = THINK_ANSWER, opened: str = "", **columns: object
 ) -> list[float | None]:
-    """1 where the whole completion matches: by default one thought, then one answer, each of any number of lines."""
+    """1 where the whole completion matches: by default one thought, then one answer, each of any number of lines.
+    `opened`: what the prompt has begun of the reply (`<think>`, with the templates of some models)."""
     pattern = re.compile(format_pattern, re.DOTALL)
-    return [float(bool(pattern.fullmatch(_text(completion).strip()))) for completion in completions]
+    return [float(bool(pattern.fullmatch(f"{opened}{_text(completion)}".strip()))) for completion in completions]
 
 
 def chinese_reward(completions: Sequence[Completion], **columns: object) -> list[float | None]:
@@ -128,8 +129,9 @@ REWARDS: dict[str, Reward] = {
 }
 
 
-def load_reward(spec: str) -> Reward:
+def load_reward(spec: str, **given: object) -> Reward:
     """A reward by name (`choice`), by name with settings (`length(target_length=200)`), or from a file (`my.py:fn`).
+    `given`: settings for the rewards that know them.
 
     Raises ValueError for an unknown name, function or setting, FileNotFoundError for a missing file.
     """
@@ -144,6 +146,7 @@ def load_reward(spec: str) -> Reward:
         raise ValueError(
             f"reward {name!r}: unknown setting {', '.join(sorted(unknown))}; it has {', '.join(known) or 'none'}"
         )
+    settings = {name: value for name, value in given.items() if name in known} | settings
     return functools.partial(reward, **settings) if settings else reward
 
 

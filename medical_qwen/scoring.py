@@ -74,18 +74,27 @@ class RewardModel:
         inner = model.get_base_model() if hasattr(model, "get_base_model") else model
         return cls(inner.base_model, inner.score, tokenizer)
 
-    def score(self, conversations: Sequence[Sequence[Message]], tools: Sequence | None = None) -> list[float]:
-        """One number per conversation; each ends with the assistant's answer. Too long: its oldest turns go."""
-        tools = tools or [None] * len(conversations)
-        return self.score_ids([self.encode(talk, given) for talk, given in zip(conversations, tools, strict=True)])
+    def score(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        tools: Sequence | None = None,
+        finished: Sequence[bool] | None = None,
+    ) -> list[float]:
+        """One number per conversation; each ends with the assistant's answer. Too long: its oldest turns go.
 
-    def encode(self, conversation: Sequence[Message], tools: list | None = None) -> list[int]:
-        """The ids that training made of a prompt and one of its answers."""
+        `finished`: False for answers that were cut off, which have no end.
+        """
+        tools, finished = tools or [None] * len(conversations), finished or [True] * len(conversations)
+        return self.score_ids([self.encode(*row) for row in zip(conversations, tools, finished, strict=True)])
+
+    def encode(self, conversation: Sequence[Message], tools: list | None = None, finished: bool = True) -> list[int]:
+        """The ids that training made of a prompt and one of its answers; not `finished`: less its end token."""
         limit = getattr(self.trunk.config.get_text_config(), "max_position_embeddings", None)
-        pair, _ = self.renderer.pair(conversation[:-1], [conversation[-1:]], limit, tools)
+        pair, lost = self.renderer.pair(conversation[:-1], [conversation[-1:]], limit, tools)
         if pair is None:
             raise ValueError(f"no token of the answer fits into the {limit} positions of the reward model")
-        return [*pair.prompt_ids, *pair.completion_ids[0]]
+        ids = [*pair.prompt_ids, *pair.completion_ids[0]]
+        return ids if finished or lost.answer_tokens_lost else ids[:-1]
 
     @torch.inference_mode()
     def score_ids(self, ids: Sequence[Sequence[int]]) -> list[float]:
@@ -158,7 +167,7 @@ def pair_report(
 class Judge:
     """A language model behind an OpenAI-compatible server that marks answers from 0 to 10; returned as 0 to 1.
 
-    An answer for which the reply holds no number, or several, gets None: it cannot be judged. A server that cannot be
+    An answer for which the reply holds no number from 0 to 10, or several, gets None: it cannot be judged. A server that cannot be
     reached, or refuses, is an error.
     """
 
@@ -179,8 +188,9 @@ class Judge:
     def _mark(self, question: str, answer: str, gold: str | None) -> float | None:
         known = f"\n【标准答案】\n{gold}\n" if gold else ""
         reply = self._ask(JUDGE_PROMPT.format(question=question, answer=answer, gold=known))
-        found = set(re.findall(r"\d+(?:\.\d+)?", OUT_OF_TEN.sub("", strip_thinking(reply))))
-        return min(float(found.pop()), 10.0) / 10 if len(found) == 1 else None
+        found = {float(x) for x in re.findall(r"-?\d+(?:\.\d+)?", OUT_OF_TEN.sub("", strip_thinking(reply)))}
+        mark = found.pop() if len(found) == 1 else -1.0
+        return mark / 10 if 0 <= mark <= 10 else None
 
     def _ask(self, text: str) -> str:
         body = {"model": self.model, "messages": [{"role": "user", "content": text}], "temperature": 0}

@@ -233,9 +233,9 @@ def finish(trainer: Trainer, *, stage: str, parent: str | None, data: dict, extr
     if config.resume_from_checkpoint:  # Trainer divides the loss of the steps since then by the number of all steps
         losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
         metrics["train_loss"] = sum(losses) / len(losses) if losses else None
+    trainer.save_model(config.output_dir)  # before anything else can go wrong
     if trainer.eval_dataset is not None:
         metrics |= _evaluated_now(trainer) or trainer.evaluate()
-    trainer.save_model(config.output_dir)
     trainer.save_state()
     summary = {
         "stage": stage,

@@ -60,8 +60,9 @@ def weights(output: Path) -> dict[str, torch.Tensor]:
 
 
 def furthest(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
+    """The largest difference; NaN where a number is NaN."""
     assert first.keys() == second.keys()
-    return max((first[name].float() - second[name].float()).abs().max().item() for name in first)
+    return torch.stack([(first[name].float() - second[name].float()).abs().max() for name in first]).max().item()
 
 
 def kill_after_a_checkpoint(script: str, output: Path, arguments: list[str]) -> None:
@@ -98,16 +99,16 @@ def under_torchrun(*runs: list[str], **environment: str) -> None:
 
 def two_ranks(*runs: list[str]) -> None:
     """The same on ranks that a server forks, which has imported everything: ten seconds less than by torchrun."""
+    if rank_server().poll() is not None:
+        rank_server.cache_clear()
     server = rank_server()
     with tempfile.TemporaryDirectory() as folder:
         logs = [Path(folder) / f"rank{rank}.log" for rank in (0, 1)]
         server.stdin.write(json.dumps({"runs": on_ranks(runs), "logs": list(map(str, logs))}) + "\n")
         server.stdin.flush()
         if not select.select([server.stdout], [], [], 600)[0]:
-            server.kill()
+            os.killpg(server.pid, signal.SIGKILL)  # the ranks, too
         answer = server.stdout.readline()
-        if not answer:
-            rank_server.cache_clear()
         codes = json.loads(answer)["codes"] if answer else {"server": server.wait()}
         told = "\n\n".join(reason(log.read_text(errors="replace")) for log in logs if log.exists())
     assert set(codes.values()) == {0}, f"{codes}\n{told}"
@@ -118,7 +119,7 @@ def rank_server() -> subprocess.Popen:
     """Ends with its input: with the test process."""
     command = [sys.executable, "tests/ranks.py"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, env=os.environ | RANKS, **pipes)
+    return subprocess.Popen(command, cwd=ROOT, env=os.environ | RANKS, start_new_session=True, **pipes)
 
 
 def reason(log: str) -> str:

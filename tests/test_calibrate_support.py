@@ -21,12 +21,24 @@ def test_figures_of_a_separable_and_of_a_hopeless_support():
 
 
 def test_our_questions_by_words(root, capsys):
-    calibrate_support.main(["--corpus", str(root / "data/rag/documents"), "--questions",
-                            str(root / "data/rag/questions.jsonl")])  # fmt: skip
+    """The thresholds in use do on our questions what is said of them."""
+    found = calibrate_support.main(["--corpus", str(root / "data/rag/documents"), "--questions",
+                                    str(root / "data/rag/questions.jsonl")])["by words alone"]  # fmt: skip
     told = capsys.readouterr().out
     assert "by words alone" in told and "follow-up questions, with the one before" in told
-    auc = float(told.split("ROC AUC ")[1].split()[0])
-    assert auc > 0.8
+    assert found["roc_auc"] > 0.8
+    assert found["in use"]["answered"] == pytest.approx(0.81, abs=0.03)
+    assert found["in use"]["refused"] == pytest.approx(0.93, abs=0.04)
+
+
+def test_our_questions_by_meaning(root, shared, tmp_path):
+    model, out = shared / "models/bge-small-zh-v1.5", tmp_path / "figures.json"
+    calibrate_support.main(["--corpus", str(root / "data/rag/documents"), "--questions",
+                            str(root / "data/rag/questions.jsonl"), "--embedding_model", str(model),
+                            "--output_file", str(out)])  # fmt: skip
+    found = json.loads(out.read_text())[model.name]
+    assert found["in use"]["answered"] == pytest.approx(0.94, abs=0.03)
+    assert found["in use"]["refused"] == pytest.approx(0.96, abs=0.04)
 
 
 @pytest.mark.parametrize("gold", [None, [], [{"file": "a.md", "quote": "一"}]], ids=["absent", "none", "all"])

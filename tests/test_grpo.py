@@ -4,6 +4,7 @@ import json
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ import reward_modeling
 import supervised_finetuning
 from medical_qwen.arguments import DataArguments
 from medical_qwen.lineage import resolve
-from medical_qwen.models import load_base
+from medical_qwen.models import load_base, load_tokenizer
 from medical_qwen.records import load_splits
 from medical_qwen.rendering import Renderer
 from medical_qwen.rewards import REWARDS
@@ -180,14 +181,18 @@ def test_a_reward_checkpoint_scores_the_very_tokens(tiny_model, reward, question
 
 
 def test_a_reward_checkpoint_with_other_tokens_reads_the_text(tiny_model, reward, questions, module, tmp_path):
-    """A policy with another template: the conversation is rendered anew for the reward model."""
+    """A policy with another template: the conversation is rendered anew; an answer that was cut has no end."""
     out = tmp_path / "out"
     more = ["--reward_module", f"{module}:note", "--reward_model_path", str(reward), "--max_steps", "1",
             "--template_name", "vicuna", "--reward_weights", "0", "1"]  # fmt: skip
     grpo_training.main(flags(tiny_model, questions, out, *FEW, *more))
     seen = json.loads(module.with_suffix(".jsonl").read_text())
     talks = [[*prompt, assistant(text)] for prompt, text in zip(seen["prompts"], seen["texts"], strict=True)]
-    scores = RewardModel.load(str(reward)).score(talks)
+    model, stop = RewardModel.load(str(reward)), Renderer(AutoTokenizer.from_pretrained(out)).stop_token_ids
+    finished = [ids[-1] in stop for ids in seen["completion_ids"]]
+    assert not all(finished)
+    encoded = [model.encode(talk) for talk in talks]
+    scores = model.score_ids([ids if end else ids[:-1] for ids, end in zip(encoded, finished, strict=True)])
     assert history(out, "rewards/reward_model/mean")[0] == pytest.approx(sum(scores) / len(scores), abs=1e-4)
 
 
@@ -228,6 +233,9 @@ def server():
         ("8/10", 0.8),
         ("满分10分，我给3分", 0.3),
         ("10", 1.0),
+        ("85", None),
+        ("-3", None),
+        ("8.0，总分 10 分，8 分", 0.8),
         ("<think>给 9 分？", None),
         ("3 处错误，4 分", None),
     ],
@@ -314,6 +322,36 @@ def test_wrong_rewards_are_named_before_a_model_loads(tiny_model, questions, tmp
         grpo_training.main(flags(tiny_model, questions, tmp_path / "out", *FEW, *given))
     assert message in str(error.value) + capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_an_answer_without_a_mark_stands_where_the_others_to_its_question_do(caplog):
+    class Script:
+        def score(self, questions, answers, gold):
+            return [0.2, None, 0.6, None, None, 0.9]
+
+    prompts = [[user(question)] for question in ("甲", "甲", "甲", "乙", "乙", "丙")]
+    marks = grpo_training.by_judge(Script())(prompts, [[assistant("答")]] * 6)
+    assert marks == [0.2, pytest.approx(0.4), 0.6, None, None, 0.9]
+    assert "no mark to 3 of 6 answers" in caplog.text
+
+
+def test_the_format_counts_what_the_prompt_has_begun(tiny_model):
+    config = SimpleNamespace(reward_weights=None)
+    args = grpo_training.RewardArguments(reward_funcs=["format", "choice"])
+    replies = ["想</think><answer>A</answer>", "<think>想</think><answer>A</answer>"]
+    for template, marks in ((None, [0.0, 1.0]), ("qwen3_5", [1.0, 0.0])):
+        renderer = Renderer(load_tokenizer(str(tiny_model), template))
+        form, _ = grpo_training.load_rewards(args, config, renderer)
+        assert form(completions=replies) == marks
+
+
+def test_groups_have_to_fit_into_the_batches_of_the_evaluation(tiny_model, questions, tmp_path):
+    more = ["--reward_funcs", "choice", "--num_generations", "8", "--per_device_train_batch_size", "8",
+            "--per_device_eval_batch_size", "12", "--validation_split_ratio", "0.3"]  # fmt: skip
+    with pytest.raises(
+        ValueError, match="--per_device_eval_batch_size 12: expected a multiple of --num_generations 8"
+    ):
+        grpo_training.main(flags(tiny_model, questions, tmp_path / "out", *more))
 
 
 def test_prompts_too_few_for_a_batch_are_refused(tiny_model, questions, tmp_path):

@@ -117,6 +117,9 @@ def test_all_the_flags_that_a_readme_shows_are_known(monkeypatch, capsys):
     """Every command line of the README that calls one of our scripts uses flags of that script's parser."""
     text = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
     helps: dict[str, str] = {}
+    for path in ROOT.glob("run_*.sh"):  # their flags are those of the script that they launch
+        if stage := re.search(r"^launch (\w+\.py)", path.read_text(encoding="utf-8"), re.MULTILINE):
+            text = text.replace(f"bash {path.name}", f"python {stage[1]}")
     for line in re.findall(r"^.*\b(?:python|torchrun)\b.*\.py\b.*$", text, re.MULTILINE):
         script = re.search(r"([\w/]+\.py)\b(.*)", line)
         if not script or not (ROOT / script[1]).exists():
@@ -128,6 +131,7 @@ def test_all_the_flags_that_a_readme_shows_are_known(monkeypatch, capsys):
             helps[script[1]] = capsys.readouterr().out
         for flag in re.findall(r"(--\w+)", script[2]):
             assert re.search(rf"{flag}\b", helps[script[1]]), f"{script[1]} has no {flag}"
+    assert {"supervised_finetuning.py", "inference.py", "chatpdf.py", "evaluate_metrics.py"} <= helps.keys()
 
 
 @pytest.mark.parametrize(

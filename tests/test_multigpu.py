@@ -19,11 +19,13 @@ import inference_multigpu_demo
 from medical_qwen.generation import Answer, Journal, Ranks, plan_batches, select_gpus
 from medical_qwen.generation.job import _portions
 
+DATA = "data/sft/medical_zh_single.jsonl"
+
 
 @pytest.fixture(scope="module")
-def questions(shared, tmp_path_factory):
-    """25 real questions: no multiple of any number of ranks, nor of the batch size."""
-    lines = (shared / "data/medicalgpt/sft/medical_sft_1K_format.jsonl").read_text(encoding="utf-8").split("\n")[:25]
+def questions(root, tmp_path_factory):
+    """25 questions: no multiple of any number of ranks, nor of the batch size."""
+    lines = (root / DATA).read_text(encoding="utf-8").split("\n")[:25]
     file = tmp_path_factory.mktemp("questions") / "questions.jsonl"
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return file
@@ -65,10 +67,10 @@ def test_two_ranks_write_the_file_of_one_and_show_one_progress_bar(root, tiny_mo
 
 
 @pytest.mark.slow
-def test_killed_ten_times_the_answers_are_those_of_an_undisturbed_run(root, tiny_model, shared, tmp_path, monkeypatch):
+def test_killed_ten_times_the_answers_are_those_of_an_undisturbed_run(root, tiny_model, tmp_path, monkeypatch):
     """SIGKILL to all ranks at random moments, each time another number of them."""
     file, output, chance = tmp_path / "questions.jsonl", tmp_path / "out.jsonl", random.Random(0)
-    lines = (shared / "data/medicalgpt/sft/medical_sft_1K_format.jsonl").read_text(encoding="utf-8").split("\n")[:61]
+    lines = (root / DATA).read_text(encoding="utf-8").split("\n")[:61]
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
     server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(root), str(root / "tests")]))

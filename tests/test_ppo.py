@@ -35,7 +35,7 @@ from transformers import (
 from trl.generation.vllm_generation import VLLMGeneration
 
 import ppo_training
-from medical_qwen.arguments import ModelArguments
+from medical_qwen.arguments import DataArguments, ModelArguments
 from medical_qwen.checkpoints import last_complete_checkpoint
 from medical_qwen.lineage import resolve
 from medical_qwen.models import fingerprint, load_base
@@ -45,8 +45,10 @@ from medical_qwen.ppo.config import VLLM
 from medical_qwen.ppo.loading import shared_roles
 from medical_qwen.ppo.rollout import Texts, divide, write_answers
 from medical_qwen.ppo.vllm_rollout import policy_weights
+from medical_qwen.records import load_splits
 from medical_qwen.rendering import Renderer
 from medical_qwen.scoring import RewardModel
+from medical_qwen.tokens import tokenize_prompts
 from medical_qwen.training import _evaluated_now
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -285,10 +287,16 @@ def test_logprobs_are_those_of_the_models_own_logits(world, tokenizer):
 def test_temperature_and_entropy(world, tokenizer):
     model = role_model(world, "base", None, tokenizer)
     logprobs, entropy = by_token(model, "policy", temperature=0.5, with_entropy=True)
-    assert (entropy > 0).all() and (entropy < 3.6).all()  # ln 35 = 3.56
     base = AutoModelForCausalLM.from_pretrained(world["base"])
     base.lm_head.weight.data *= 2
     torch.testing.assert_close(logprobs, plain_logprobs(base))
+    with torch.no_grad():
+        logits = [
+            base(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+            for prompt, answer in zip(TEXTS.prompts, TEXTS.answers, strict=True)
+        ]
+    expected = torch.distributions.Categorical(logits=torch.cat(logits)).entropy()
+    torch.testing.assert_close(entropy, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_logprobs_in_pieces_have_the_same_values_and_gradients(world, tokenizer, monkeypatch):
@@ -497,9 +505,11 @@ def test_the_result_does_not_depend_on_gradient_accumulation(world, tokenizer, t
     torch.testing.assert_close(*results, rtol=1e-3, atol=1e-5)
 
 
-def test_the_first_step_is_on_policy(world, tokenizer, tmp_path):
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_the_first_step_is_on_policy(world, tokenizer, tmp_path, temperature):
     """Before anything is updated the ratio is 1: nothing clipped, no distance, policy loss = -mean advantage = 0."""
-    trainer = make_trainer(world, tokenizer, tmp_path, max_steps=1, num_mini_batches=1, gradient_checkpointing=False)
+    more = {"num_mini_batches": 1, "gradient_checkpointing": False, "temperature": temperature}
+    trainer = make_trainer(world, tokenizer, tmp_path, max_steps=1, **more)
     trainer.train()
     first = trainer.state.log_history[0]
     assert first["clip_fraction"] == 0 and first["value_clip_fraction"] == 0
@@ -508,6 +518,17 @@ def test_the_first_step_is_on_policy(world, tokenizer, tmp_path):
     assert first["policy_loss"] == pytest.approx(0, abs=1e-5)  # whitened advantages
     wanted = {"reward", "reward_std", "entropy", "explained_variance", "response_length", "share_with_end", "kl_coef"}
     assert wanted <= set(first)
+    base = AutoModelForCausalLM.from_pretrained(world["base"])
+    base.lm_head.weight.data /= temperature
+    mask = trainer._rollout.texts.mask(torch.device("cpu"))
+    torch.testing.assert_close(trainer._rollout.logprobs[mask], plain_logprobs(base, trainer._rollout.texts))
+
+
+def test_answers_are_drawn_at_the_temperature_of_the_update(world, tokenizer, tmp_path):
+    """Near temperature 0 the likeliest token is drawn, and has a probability of 1 there."""
+    trainer = make_trainer(world, tokenizer, tmp_path, temperature=1e-4)
+    trainer._roll_out(0)
+    assert trainer._rollout.logprobs.min() > -0.1
 
 
 def test_an_entropy_bonus_holds_against_the_score(world, tokenizer, tmp_path):
@@ -946,6 +967,26 @@ def test_two_ranks_end_with_the_same_weights(world, tmp_path):
         assert all(tensor.abs().max() > 1e-4 for name, tensor in ended.items() if "lora_B.default" in name)
         summary = json.loads((out / "run_summary.json").read_text())
         assert summary["world_size"] == 2 and summary["data"]["train"] == 13
+        assert_evaluated_once(world, data, out, more, summary)
+
+
+def assert_evaluated_once(world, data: Path, out: Path, flags: list[str], summary: dict) -> None:
+    """Of two ranks that answer four of seven prompts each, the last answer of the second does not count."""
+    tokenizer = make_tokenizer()
+    model = load_ppo_model(ModelArguments(model_name_or_path=str(out), use_peft=True, lora_r=4, dtype="float32"),
+                           tokenizer, str(world["rm_sft"]))  # fmt: skip
+    _, data_args, config = ppo_training.parse(
+        ModelArguments, DataArguments, PPOConfig, argv=script_flags(world, data, out / "again", *flags)
+    )
+    splits = load_splits(data_args, "prompt", config.seed)
+    held_out, _ = tokenize_prompts(splits.validation, Renderer(tokenizer), config, config.max_prompt_length)
+    assert len(held_out) == 7
+    trainer = PPOTrainer(model, config, held_out, processing_class=tokenizer)
+    scores = []
+    for rank in (0, 1):
+        rows = [held_out[i % 7] for i in range(4 * rank, 4 * rank + 4)]
+        scores += trainer.experience.judge(rows, config.seed, -1, rank).scores[: 4 - rank].tolist()
+    assert summary["metrics"]["eval_reward"] == pytest.approx(sum(scores) / 7, abs=1e-4)
 
 
 @pytest.mark.slow

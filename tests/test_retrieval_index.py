@@ -258,7 +258,10 @@ def test_a_killed_update_leaves_readers_what_they_had(tmp_path, docs, monkeypatc
     (docs / "高血压.md").write_text("新的内容。", "utf-8")
     monkeypatch.setattr(index_module, "prepare", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     if (child := os.fork()) == 0:
-        index.update([docs], progress=False)
+        try:
+            index.update([docs], progress=False)
+        finally:
+            os._exit(1)  # it was not killed: no second test process may go on from here
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     monkeypatch.undo()
     reader = Index.open(tmp_path / "index")

@@ -302,7 +302,8 @@ def test_resume_amid_the_second_epoch_meets_the_rows_that_are_left(tiny_model, d
     sft(tiny_model, data, tmp_path / "whole", *more)
     shutil.copytree(tmp_path / "whole" / "checkpoint-18", tmp_path / "resumed" / "checkpoint-18")
     torch.manual_seed(12345)
-    assert sft(tiny_model, data, tmp_path / "resumed", *more)["steps"] == 24
+    summary = sft(tiny_model, data, tmp_path / "resumed", *more)
+    assert summary["steps"] == 24 and summary["resumed_from"].endswith("checkpoint-18")
     assert losses(tmp_path / "resumed") == losses(tmp_path / "whole")
     assert same(weights(tmp_path / "resumed"), weights(tmp_path / "whole"), 0)
 
@@ -313,7 +314,7 @@ def test_qlora_resumes_in_the_precision_it_was_trained_in(tiny_model, data, tmp_
             "1e-2", "--resume_from_checkpoint", "True"]  # fmt: skip
     sft(tiny_model, data, tmp_path / "whole", *more)
     shutil.copytree(tmp_path / "whole" / "checkpoint-3", tmp_path / "resumed" / "checkpoint-3")
-    sft(tiny_model, data, tmp_path / "resumed", *more)
+    assert sft(tiny_model, data, tmp_path / "resumed", *more)["resumed_from"].endswith("checkpoint-3")
     assert losses(tmp_path / "resumed") == losses(tmp_path / "whole")
     assert {weight.dtype for weight in weights(tmp_path / "resumed").values()} == {torch.bfloat16}
     assert same(weights(tmp_path / "resumed"), weights(tmp_path / "whole"), 0)
@@ -344,6 +345,7 @@ def test_resume_amid_the_second_epoch_on_two_ranks(tiny_model, data, tmp_path):
     shutil.rmtree(out / "checkpoint-12", ignore_errors=True)
     (out / "run_summary.json").unlink()
     two_ranks(["supervised_finetuning", *run])
+    assert json.loads((out / "run_summary.json").read_text())["resumed_from"].endswith("checkpoint-9")
     assert losses(out) == whole[0] and same(weights(out), whole[1], 0)
 
 

@@ -50,3 +50,4 @@ def test_lora_under_zero3_does_what_it_does_under_ddp(runs, stage):
     summaries = [json.loads((folder / "run_summary.json").read_text()) for folder in (ours, theirs)]
     for name in ("base_fingerprint", "embedding_rows", "tokens_seen"):
         assert summaries[0].get(name) == summaries[1].get(name)
+    assert summaries[0]["base_fingerprint"] == fingerprint(load_base(resolve(str(runs / "sft"))))

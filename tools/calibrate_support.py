@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from medical_qwen.grounding import first_ranks, recall
 from medical_qwen.records import stream
 from medical_qwen.retrieval import Encoder, Index, Library
+from medical_qwen.training import write_json
 
 DEPTHS = (1, 3, 5)
 
@@ -51,8 +52,9 @@ class NoEngine:
     context_length, batches_itself = None, False
 
 
-def report(library: Library, rows: list[tuple[list[dict], list[dict]]]) -> None:
-    """Print what one index does on the questions: [(conversation, gold items)]."""
+def report(library: Library, rows: list[tuple[list[dict], list[dict]]]) -> dict:
+    """What one index does on the questions, [(conversation, gold items)]: printed, and returned."""
+    figures: dict = {"recall": {}}
     ways = {"question alone": lambda talk: talk[-1]["content"], "with the one before": library.query}
     if not isinstance(library.engine, NoEngine):
         rewriting = Library(library.index, library.engine, rewrite=True)
@@ -67,7 +69,8 @@ def report(library: Library, rows: list[tuple[list[dict], list[dict]]]) -> None:
                 first_ranks(gold, [vars(hit.passage) for hit in library.index.search(query(talk), max(DEPTHS))])
                 for talk, gold in some
             ]
-            shares = "  ".join(f"@{k} {np.mean([recall(one, k) for one in ranks]):.3f}" for k in DEPTHS)
+            shares = {f"@{k}": round(float(np.mean([recall(one, k) for one in ranks])), 3) for k in DEPTHS}
+            figures["recall"][f"{len(some)} {group} questions, {way}"] = shares
             print(f"  recall, {len(some)} {group} questions, {way}: {shares}")
     support = []
     for talk, _ in rows:
@@ -78,12 +81,22 @@ def report(library: Library, rows: list[tuple[list[dict], list[dict]]]) -> None:
     threshold, accuracy = best_threshold(yes, no)
     print(f"  support, {len(yes)} questions with an answer and {len(no)} without: ROC AUC {roc_auc(yes, no):.3f}")
     for name, at in (("best", threshold), ("in use", library.min_support)):
-        shares = f"{np.mean(yes >= at):.3f} of the first are answered, {np.mean(no < at):.3f} of the others refused"
-        print(f"  threshold {at:.3f} ({name}): {shares}")
-    print(f"  balanced accuracy {accuracy:.3f}, {left_out(yes, no):.3f} on questions left out of the choice")
+        answered, refused = float(np.mean(yes >= at)), float(np.mean(no < at))
+        figures[name] = {"threshold": round(at, 3), "answered": round(answered, 3), "refused": round(refused, 3)}
+        print(
+            f"  threshold {at:.3f} ({name}): {answered:.3f} of the first are answered, {refused:.3f} of the others refused"
+        )
+    apart = left_out(yes, no)
+    print(f"  balanced accuracy {accuracy:.3f}, {apart:.3f} on questions left out of the choice")
+    return figures | {
+        "questions with and without an answer": [len(yes), len(no)],
+        "roc_auc": round(roc_auc(yes, no), 3),
+        "balanced_accuracy": round(accuracy, 3),
+        "balanced_accuracy_left_out": round(apart, 3),
+    }
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> dict[str, dict]:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -93,6 +106,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--embedding_model", help="model of sentence-transformers; search by words is measured in any case")
     add("--base_model", help="also let this model rewrite follow-up questions")
     add("--top_k", type=int, default=4, help="passages of which the best one counts (default: %(default)s)")
+    add("--output_file", type=Path, help="the figures as JSON")
     args = parser.parse_args(argv)
     rows = [(read.record["prompt"], read.row.get("gold")) for read in stream(args.questions, "prompt")]
     kinds = [bool(gold) for _, gold in rows]
@@ -105,12 +119,17 @@ def main(argv: list[str] | None = None) -> None:
         from medical_qwen.generation import Generator
 
         engine = Generator.load(args.base_model)
+    figures = {}
     encoders = [None, Encoder(args.embedding_model)] if args.embedding_model else [None]
     for encoder in encoders:
         with tempfile.TemporaryDirectory() as folder:
             index = Index.build(Path(folder) / "index", args.corpus, encoder)
-            print(f"{len(index)} passages, {encoder.name if encoder else 'by words alone'}")
-            report(Library(index, engine, args.top_k), rows)
+            name = Path(encoder.name).name if encoder else "by words alone"
+            print(f"{len(index)} passages, {name}")
+            figures[name] = report(Library(index, engine, args.top_k), rows)
+    if args.output_file:
+        write_json(args.output_file, figures)
+    return figures
 
 
 if __name__ == "__main__":

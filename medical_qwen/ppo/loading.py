@@ -44,6 +44,7 @@ class RewardCheckpoint:
     path: str
     below: Lineage | None  # what its adapter was trained on; None: it is a whole model
     tokenizer: PreTrainedTokenizerBase
+    trust_remote_code: bool = False
 
     @classmethod
     def read(cls, path: str, trust_remote_code: bool = False) -> "RewardCheckpoint":
@@ -57,9 +58,9 @@ class RewardCheckpoint:
             raise ValueError(f"--reward_model_path: {path} is no reward model but {kind}: it has no score head")
         tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
         if not is_adapter(path):
-            return cls(path, None, tokenizer)
+            return cls(path, None, tokenizer, trust_remote_code)
         whole = resolve(path)
-        return cls(path, Lineage(whole.root, whole.adapters[:-1]), tokenizer)
+        return cls(path, Lineage(whole.root, whole.adapters[:-1]), tokenizer, trust_remote_code)
 
     def score_head(self) -> nn.Linear:
         """The saved head, frozen, in float32."""
@@ -105,10 +106,11 @@ class RewardCheckpoint:
 
     def trunk(self, dtype: str) -> PreTrainedModel:
         """The reward model up to its last hidden states, as a model of its own, everything merged."""
+        code = {"trust_remote_code": self.trust_remote_code}
         if self.below is not None:
             with undivided():
-                return self.attach(load_base(self.below, dtype=dtype)).merge_and_unload().base_model
-        model = AutoModelForSequenceClassification.from_pretrained(self.path, dtype=torch_dtype(dtype))
+                return self.attach(load_base(self.below, dtype=dtype, **code)).merge_and_unload().base_model
+        model = AutoModelForSequenceClassification.from_pretrained(self.path, dtype=torch_dtype(dtype), **code)
         if not isinstance(getattr(model, "score", None), nn.Linear):
             raise ValueError(
                 f"--reward_model_path: {self.path} is a {type(model).__name__}, which has no linear `score` head: "

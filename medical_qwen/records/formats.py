@@ -4,6 +4,7 @@ A draft is a dict in the columns of one standard form, before roles are put in o
 caller wants is made of it (`forms`). To add a format: write the function and decorate it at its place in the order.
 """
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -92,7 +93,7 @@ def _replies(row: Row) -> Row:
             found[name] = [{"role": "assistant", "content": text_of(row, column), AT: column}]
         else:
             found[name] = from_items(value, column)
-    if row.get("margin") is not None:
+    if row.get("margin") not in (None, ""):
         found["margin"] = row["margin"]
     return found
 
@@ -318,15 +319,20 @@ def _prompt(row: Row) -> Row:
 def _gold(row: Row) -> Row:
     """What a reward needs beside the answer: the unit and relative tolerance of a number, the passages to cite."""
     tolerance = row.get("tolerance")
-    if tolerance is not None and (isinstance(tolerance, bool) or not isinstance(tolerance, int | float)):
-        raise BadRecord("tolerance", "a number", shown(tolerance))
+    if tolerance is not None and tolerance != "":  # cells of tables are texts
+        try:
+            tolerance = float(tolerance) if not isinstance(tolerance, bool) else math.nan
+        except (TypeError, ValueError):
+            tolerance = math.nan
+        if not 0 <= tolerance < 1:
+            raise BadRecord("tolerance", "a relative error from 0 to below 1", shown(row["tolerance"]))
     evidence = row.get("evidence")
     if evidence is not None:
         items = evidence if isinstance(evidence, list) else [evidence]
         evidence = [item.get("text") if isinstance(item, dict) else item for item in items]
         if not all(isinstance(text, str) and text.strip() for text in evidence):
             raise BadRecord("evidence", "a list of texts", shown(row["evidence"]))
-    return {"unit": row.get("unit"), "tolerance": tolerance, "evidence": evidence}
+    return {"unit": row.get("unit"), "tolerance": None if tolerance == "" else tolerance, "evidence": evidence}
 
 
 @_format(
