@@ -18,7 +18,6 @@ is a flag here too; `bash run_grpo.sh` holds settings that work.
 """
 
 import logging
-import statistics
 from dataclasses import dataclass, field
 
 from datasets import Dataset
@@ -32,7 +31,7 @@ from medical_qwen.models import load_for_training, same_tokens, tokenizer_for_tr
 from medical_qwen.records import load_splits
 from medical_qwen.rendering import Renderer
 from medical_qwen.rewards import REWARDS, Reward, load_reward
-from medical_qwen.scoring import Judge, RewardModel
+from medical_qwen.scoring import Judge, RewardModel, without_gaps
 from medical_qwen.tokens import SeededOrder, show_rows, tokenize_prompts
 from medical_qwen.training import finish, parse, run
 
@@ -143,18 +142,12 @@ def by_model(model: RewardModel, renderer: Renderer) -> Reward:
 
 
 def by_judge(the_judge: Judge) -> Reward:
-    """An answer without a mark gets the mean of the others to its question: TRL would add 0, the worst mark."""
-
     def judge(prompts, completions, answer=None, **columns) -> list[float | None]:
         questions = ["\n\n".join(turn["content"] for turn in prompt if turn["role"] != "system") for prompt in prompts]
         marks = the_judge.score(questions, [completion[-1]["content"] for completion in completions], answer)
         if unread := marks.count(None):
             logger.warning("the judge gave no mark to %d of %d answers", unread, len(marks))
-        known: dict[str, list[float]] = {question: [] for question in questions}
-        for question, mark in zip(questions, marks, strict=True):
-            known[question] += [] if mark is None else [mark]
-        means = {question: statistics.fmean(found) if found else None for question, found in known.items()}
-        return [means[q] if mark is None else mark for q, mark in zip(questions, marks, strict=True)]
+        return without_gaps(questions, marks)
 
     return judge
 

@@ -18,6 +18,8 @@ _WORDS = "型|族|组|超|级|肽|细胞|因子|反应蛋白|二聚体"  # behin
 
 _ANSWER_TAG = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.DOTALL)
 _BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
+# **A**、**C** and \boxed{A}, \boxed{C}: letters apart that are one answer
+_APART = re.compile(r"(?<=[A-Z])(?:\*\*|\})(\s*(?:[,、和]|and)\s*)(?:\*\*|\\boxed\s*\{)(?=[A-Z](?:\*\*|\}))")
 _MARKUP = re.compile(r"\\(?:text|mathrm|mathbf|textbf|rm)\b\s*|[*`${}_]")
 
 # What names the answer; and what chooses, which an explanation does as well ("易错选A"): the former wins.
@@ -142,17 +144,15 @@ def options_of(row: Mapping[str, object]) -> dict[str, str] | None:
 def read_choice(reply: str, options: Mapping[str, str | None] | None = None) -> str | None:
     """The option letters that a reply settles on, sorted (`"AC"`), or None.
 
-    In this order: what is in `<answer>`; the last of 答案：C, `\\boxed{C}`, "the answer is C", …, or a 选C behind it that
-    takes it back; the last 选C; the last **C**; all of "A正确，B错误，C正确"; a whole reply, first or last line that is
-    just letters; the only option that the reply restates ("…是C. 感冒。"); a reply that is the text of one option.
+    In this order: what is in `<answer>`; the last of 答案：C, `\\boxed{C}`, "the answer is C", …, or a 选C behind it
+    that takes it back; the last 选C; the last **C**; all of "A正确，B错误，C正确"; a whole reply, first or last line
+    that is just letters; the only option that the reply restates ("…是C. 感冒。"); a reply that is one option's text.
     """
     given = {k: _normal(text) for k, text in (options or {}).items() if text is not None and str(text).strip()}
     text = unicodedata.normalize("NFKC", _last_answer_tag(strip_thinking(reply)))
     text = re.sub(r"\s+", lambda space: "\n" if "\n" in space[0] else " ", text)
     letters = _letter_set(_known_letters(options))
-    text = re.sub(
-        r"(?<=[A-Z])(?:\*\*|\})(\s*(?:[,、和]|and)\s*)(?:\*\*|\\boxed\s*\{)(?=[A-Z](?:\*\*|\}))", r"\1", text
-    )
+    text = _APART.sub(r"\1", text)
     bold = [found[1] for found in re.finditer(rf"\*\*\s*({letters})\s*[.、。:]?\s*\*\*", text)]
     text = _with_letters(_MARKUP.sub("", _BOXED.sub(r"答案:\1。", text)), given, letters)
     affirmed = "".join(found[1] for found in re.finditer(rf"({letters})(?:{_AFFIRMED})", text))

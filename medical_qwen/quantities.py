@@ -153,17 +153,10 @@ def fitting(found: list[Quantity], unit: str) -> list[Quantity]:
     of_kind = [quantity for quantity in found if quantity.unit and convert(quantity, unit) is not None]
     in_unit = [quantity for quantity in of_kind if math.isclose(convert(quantity, unit), quantity.value)]
     plain = [quantity for quantity in found if not quantity.unit]
+    if in_unit or of_kind or plain or not re.search(_DIVIDERS, _written(unit)):
+        return in_unit or of_kind or plain
     counted = re.split(_DIVIDERS, _written(unit), maxsplit=1)[0]
-    return (
-        in_unit
-        or of_kind
-        or plain
-        or [
-            Quantity(value, unit)
-            for q in found
-            if counted != _written(unit) and (value := convert(q, counted)) is not None
-        ]
-    )
+    return [Quantity(value, unit) for q in found if (value := convert(q, counted)) is not None]
 
 
 def convert(quantity: Quantity, unit: str) -> float | None:

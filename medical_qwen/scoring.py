@@ -163,12 +163,21 @@ def pair_report(
     }
 
 
+def without_gaps(questions: Sequence[str], marks: Sequence[float | None]) -> list[float | None]:
+    """Marks in which None is the mean of the others to its question: as a part of a sum it would count as 0."""
+    known: dict[str, list[float]] = {question: [] for question in questions}
+    for question, mark in zip(questions, marks, strict=True):
+        known[question] += [] if mark is None else [mark]
+    means = {question: sum(found) / len(found) if found else None for question, found in known.items()}
+    return [means[question] if mark is None else mark for question, mark in zip(questions, marks, strict=True)]
+
+
 @dataclass
 class Judge:
     """A language model behind an OpenAI-compatible server that marks answers from 0 to 10; returned as 0 to 1.
 
-    An answer for which the reply holds no number from 0 to 10, or several, gets None: it cannot be judged. A server that cannot be
-    reached, or refuses, is an error.
+    An answer for which the reply holds no number from 0 to 10, or several, gets None: it cannot be judged. A server
+    that cannot be reached, or refuses, is an error.
     """
 
     url: str  # up to and with /v1

@@ -6,6 +6,8 @@ import pytest
 from stage_runs import flags, furthest, history, pairs, under_torchrun, weights, write_rows
 
 import supervised_finetuning
+from medical_qwen.lineage import resolve
+from medical_qwen.models import fingerprint, load_base
 
 STAGES = ("supervised_finetuning", "reward_modeling", "dpo_training", "grpo_training")
 REWARD = "def share(completions, **_):\n    return [talk[0]['content'].count('e') for talk in completions]\n"

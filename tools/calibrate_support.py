@@ -83,9 +83,8 @@ def report(library: Library, rows: list[tuple[list[dict], list[dict]]]) -> dict:
     for name, at in (("best", threshold), ("in use", library.min_support)):
         answered, refused = float(np.mean(yes >= at)), float(np.mean(no < at))
         figures[name] = {"threshold": round(at, 3), "answered": round(answered, 3), "refused": round(refused, 3)}
-        print(
-            f"  threshold {at:.3f} ({name}): {answered:.3f} of the first are answered, {refused:.3f} of the others refused"
-        )
+        shares = f"{answered:.3f} of the first are answered, {refused:.3f} of the others refused"
+        print(f"  threshold {at:.3f} ({name}): {shares}")
     apart = left_out(yes, no)
     print(f"  balanced accuracy {accuracy:.3f}, {apart:.3f} on questions left out of the choice")
     return figures | {
