@@ -3,15 +3,17 @@
     python benchmarks/inference_speed.py --output benchmarks/results/inference_speed.json
     python benchmarks/inference_speed.py --sides one paged --questions 100 --output paged.json
 
-Every side answers the same parts of the file, in turn, greedily, each process on one thread:
+Every side answers the same parts of the file, greedily, each process on one thread; they take turns, every second time
+in the other order:
 
     one       inference.py
     two       torchrun --nproc_per_node 2 inference_multigpu_demo.py, two processes on a CPU
     arrival   inference.py's loop with batches in the order of the file instead of by length
     paged     transformers' own continuous batching (`generate_batch`) on the same prompts
 
-Time is that of measuring and answering, without loading. The answers of `two` must be those of `one` to the byte; of
-the others the share of equal answers is told: other batches round differently.
+Two times: `seconds`, what the script says that answering took, without loading; `with_loading`, the whole command.
+The answers of `two` must be those of `one` to the byte, or the benchmark stops; of the others the share of equal
+answers is told: other batches round differently.
 """
 
 import argparse
@@ -43,16 +45,20 @@ def main() -> None:
         for part in range(options.parts):
             file = Path(folder) / f"{part}.jsonl"
             file.write_text("".join(json.dumps({"question": q}) + "\n" for q in questions[part :: options.parts]))
-            found = {side: run(side, file, options) for side in options.sides}
+            turns = options.sides[:: 1 if part % 2 == 0 else -1]
+            found = {side: run(side, file, options) for side in turns}
             base = found["one"]["answers"]
             for side in found.values():
                 answers = side.pop("answers")
                 side["equal"] = sum(a == b for a, b in zip(answers, base, strict=True)) / len(base)
+            if "two" in found and found["two"]["equal"] < 1:
+                raise SystemExit(f"two ranks gave other answers than one: only {found['two']['equal']:.1%} are equal")
             results["parts"].append(found)
             print(json.dumps(found), file=sys.stderr)
     for side in options.sides[1:]:
-        ratios = [part[side]["seconds"] / part["one"]["seconds"] for part in results["parts"]]
-        results[f"{side} / one"] = {"median": statistics.median(ratios), "range": [min(ratios), max(ratios)]}
+        for time_, name in (("seconds", f"{side} / one"), ("with_loading", f"{side} / one, with loading")):
+            ratios = [part[side][time_] / part["one"][time_] for part in results["parts"]]
+            results[name] = {"median": statistics.median(ratios), "range": [min(ratios), max(ratios)]}
     text = json.dumps(results, indent=2)
     print(text)
     if options.output:
@@ -63,7 +69,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base_model", default=str(ROOT.parent / "shared" / "models" / "minimind2-small"))
     parser.add_argument("--questions", type=int, default=1000)
-    parser.add_argument("--parts", type=int, default=2, help="the sides take turns this often")
+    parser.add_argument("--parts", type=int, default=5, help="the sides take turns this often")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--max_new_tokens", type=int, default=32)
     parser.add_argument("--sides", nargs="+", default=["one", "two", "arrival"], help="`one` first")
