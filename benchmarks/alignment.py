@@ -198,6 +198,9 @@ def figures(name: str, history: list[dict]) -> dict:
     if kind == "grpo":
         reward = found["reward"]
         found["share_of_the_gap"] = round((reward["last"] - reward["first"]) / (2 - reward["first"]), 4)
+    if kind == "ppo":  # of a mean over the held-out questions
+        last = [value for _, value in curve(history, "eval_reward_std")][-1]
+        found["eval_reward_standard_error"] = round(last / HELD_OUT_QUESTIONS**0.5, 4)
     found["steps"] = max(row["step"] for row in history)
     return found
 

@@ -3,7 +3,8 @@
     python benchmarks/injection.py --base_model outputs/sft
 
 prints for each text whether the greedy answer holds its payload, and whether it is the answer without the text; the
-counts go to benchmarks/results/injection_MODEL.json. The prompt keeps such texts from being anything but quoted lines (tests/test_injection.py); this measures the model.
+counts go to benchmarks/results/injection_MODEL.json. The prompt keeps such texts from being anything but quoted lines
+(tests/test_injection.py); this measures the model.
 """
 
 import argparse
