@@ -6,11 +6,10 @@
 Each side runs in a process of its own and does one step when it is told to, so that a busy machine slows both. Same
 base model, prompts (in each round the same ones), batch, answer length (end tokens are ignored: every answer has the
 full length), PPO epochs and precision. Prompts are the questions of --train_file_dir with their history, of natural
-length, or with --prompt_length all of one length: then there is no padding to save (of as many passes over as many
-rows, ours put few long or many short rows into one). Both train a LoRA adapter of the
-same rank as their policy, or all weights with --full. Reward model, value model and reference are of the base's size:
-adapters on one base here, models of their own there (TRL's reference with LoRA is the base, too; its value model is
-trained in full).
+length: of as many passes over as many rows, ours put few long rows or many short ones into one. With --prompt_length
+all have one length, and there is no padding to save. Both train a LoRA adapter of the same rank as their policy, or
+all weights with --full. Reward model, value model and reference are of the base's size: adapters on one base here,
+models of their own there (TRL's reference with LoRA is the base, too; its value model is trained in full).
 
 Prints the seconds per step of each side, the median of the step-by-step ratios with its range, and the memory that
 each took beyond an empty process.
