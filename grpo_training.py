@@ -194,7 +194,9 @@ def main(argv: list[str] | None = None) -> dict:
         )
     size, answers = config.per_device_eval_batch_size, config.num_generations_eval or config.num_generations
     if held_out is not None and size * config.world_size % answers:
-        raise ValueError(f"--per_device_eval_batch_size {size}: expected a multiple of --num_generations {answers}")
+        raise ValueError(
+            f"--per_device_eval_batch_size {size}: on all ranks together expected a multiple of {answers} generations"
+        )
     show_rows(train, tokenizer, data_args.show_samples)
     model, adapter, base = load_policy(model_args, config, tokenizer, renderer.stop_token_ids)
     trainer = Trainer(

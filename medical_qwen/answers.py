@@ -14,39 +14,46 @@ from medical_qwen.quantities import Quantity
 
 _LETTERS = "ABCDEFGH"
 _RESTATED = "\x01"  # stands behind a letter whose option text followed it
-_WORDS = "型|族|组|超|级|肽|细胞|因子|反应蛋白|二聚体"  # behind a letter: it is part of a word
+_WORDS = "反应蛋白|二聚体|肽|族|型"  # behind a letter: it is part of a word
 
 _ANSWER_TAG = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.DOTALL)
 _BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
-# **A**、**C** and \boxed{A}, \boxed{C}: letters apart that are one answer
-_APART = re.compile(r"(?<=[A-Z])(?:\*\*|\})(\s*(?:[,、和]|and)\s*)(?:\*\*|\\boxed\s*\{)(?=[A-Z](?:\*\*|\}))")
+# **A**、**C** or \boxed{A}, \boxed{C}: letters apart that are one answer -> how they are written together
+_APART = {
+    re.compile(rf"{one}(?:\s*(?:[,、;]\s*(?:and|和)?|and|和)?\s*{one})+"): together
+    for one, together in ((r"\*\*[A-Z]\*\*", "**{}**"), (r"\$?\\boxed\s*\{[A-Z]\}\$?", r"\boxed{{{}}}"))
+}
 _MARKUP = re.compile(r"\\(?:text|mathrm|mathbf|textbf|rm)\b\s*|[*`${}_]")
 
-# What names the answer; and what chooses, which an explanation does as well ("易错选A"): the former wins.
-_NAMES = (
-    r"(?:(?<!错误)(?<!错)答案[\]】]?\s*(?:应该|应当|应|就|只能)?\s*(?:是|为|选择|选)?|(?<!不)正确的?选项\s*(?:是|为|有)?"
-    r"|(?i:\b(?:answers?|correct\s+(?:option|choice)s?)\s*(?:is|are|would\s+be|should\s+be|must\s+be|[:=-])))"
-)
-_CHOOSES = (
-    r"(?:(?<!不)正确的[是为有]|而是|应为|应该是|(?<!反)应是"
+_CHOICE_CUE = (
+    r"(?:(?<!错误)(?<!错)答案[\]】]?\s*(?:应该|应当|应|就|只能)?\s*(?:是|为|选择|选)?|(?:正确|最佳|合适)的?选项\s*(?:是|为|有)?|(?<!不)正确的[是为有]"
+    r"|而是|应为|应该是|(?<!反)应是|(?:因此|所以|故|综上),?\s*(?:错误|不正确|不恰当|不属于)[^,。;\n]{0,6}[是为]"
     r"|(?<!不)(?<!不应)(?<!不应该)(?<!不能)(?<!不该)(?<!不要)(?<!不可)(?<!不会)(?<!没有)(?<![勿误错别漏])选(?!项)择?(?:的是|是|为)?"
-    r"|(?i:(?<!not\s)(?<!n't\s)\b(?:choose|select|pick)\b))"
+    r"|(?i:\b(?:answers?|(?:correct|right|best)\s+(?:option|choice)s?)\s*(?:is|are|would\s+be|should\s+be|must\s+be|[:=-])"
+    r"|(?<!not\s)(?<!n't\s)\b(?:choose|select|pick|go\s+with)\b))"
+    r"\s*[:=]?\s*(?:选项|(?i:(?:option|choice|letter)s?\b))?\s*:?\s*[\[【“‘「『\"']?\s*"
 )
-_BEFORE_LETTERS = r"\s*[:=]?\s*(?:选项|(?i:(?:option|choice|letter)s?\b))?\s*:?\s*[\[【“‘「『\"']?\s*"
-_CUE = re.compile(rf"(?:{_NAMES}|{_CHOOSES}){_BEFORE_LETTERS}")
-_TAKEN_BACK = re.compile(
-    r"不对|不是|更正|纠正|改[为选成]|重新|再[算想看]|错了|综上|最终|最后|(?i:\b(?:wait|no|actually|sorry|instead|finally)\b)"
+_CUE = re.compile(_CHOICE_CUE)
+# In the sentence before a statement, or behind it: it is supposed, asked, or what others choose.
+_SUPPOSED = re.compile(
+    r"如果|假如|假设|若|倘|有人|有些|很多|不少|部分|同学|学生|考生|容易|常常|经常|问.{0,8}则|初看|起初|一开始|原以为"
+    r"|(?i:\b(?:if|many|some|students?|often|first|initially)\b)"
 )
-_OR = re.compile(r"\s*(?:或者?|(?i:or\b))\s*(?:选项)?\s*\(?[A-Z]\b")
-_LABEL = re.compile(r"(?<![A-Za-z0-9])([A-Z])\)?\s*[.、:,)]*\s*")
+_ASKED = re.compile(r"\s*(?:吗|\?|还是|[^,。;]{0,4}(?:排除|是常见错误)|的理由|(?i:if\b))")
+_OR = re.compile(r"\s*(?:或者?|(?i:or\b))\s*(?:选项)?\s*\(?[A-Z](?![A-Za-z])")
+_LABEL = re.compile(r"(?<![A-Za-z0-9])([A-Z])\)?\s*[.、:,)(]*\s*")
 _DENIED = re.compile(
     r"\s*(?:选项|项)?\s*(?:者|的(?:人|同学|学生|考生)|(?:均|都|是|就|为)*\s*(?:错|不对|不正确|不符|不合|不选|不是|不成立)"
     r"|(?i:(?:is|are)\s+(?:not|wrong|incorrect)))"
 )
 _AFFIRMED = (
-    r"\s*(?:选项|项)?\s*:?\s*[是为最均都]*(?:正确|符合|合适|恰当|准确|对(?=[\s,。;]|$))"
-    r"|\s+(?i:is\s+(?:the\s+)?(?:correct|right|best))"
+    r"(?:\s*(?:选项|项)?\s*[:(.]?\s*(?:的?(?:说法|描述|叙述|表述))?[是为最均都全部]*"
+    r"(?:正确|符合|合适|恰当|准确|对(?=[\s,。;的]|$))"
+    r"|\s*(?:才|就)?是(?:正确|最佳)?答案"
+    r"|\s+(?i:(?:is|are)\s+(?:both\s+|all\s+)?(?:the\s+)?(?:correct|right|best|answers?|most\s+(?:appropriate|likely|suitable))))"
+    r"(?!吗|\?|[^,。;]?部分|[ \t]+(?i:that|for)\b)"
 )
+_CONCLUDES = re.compile(r"(?:因此|所以|故|综上|但)[^,。;]{0,3}$")
 
 _STRONG_CUE = re.compile(
     r"(?:答案|结果|结论)[\]】]?\s*(?:应该|应当|应)?(?:约|大约)?(?:是|为|[:=≈])|(?i:\b(?:answer|result)\s*(?:is|[:=]))|####"
@@ -55,6 +62,7 @@ _WEAK_CUE = re.compile(r"因此|所以|综上|最终|故|(?i:\b(?:therefore|thus
 _CUES_TRIED, _SENTENCE_LENGTH = 20, 400  # from the end; a degenerate reply must not take quadratic time
 _REMARK = re.compile(
     r"[,;。]\s*(?:且|而|仍|已)?(?:明显|略|远)?(?:高于|低于|大于|小于|超过|正常|参考|再?加水|加稀释液|稀释[至到]|定容)"
+    r"[^,;。\n]*"
 )
 _SENTENCE_END = re.compile(r"[。;!?！？；\n]|\.(?=\s|$)")
 
@@ -107,8 +115,10 @@ def judge_number(
         raise ValueError(f"tolerance: expected a relative error from 0 to below 1, got {tolerance!r}")
     if due := quantities.gold_date(answer):
         scope, first = _conclusion(reply, quantities.find_dates)
-        dates = quantities.find_dates(_outside_brackets(scope, quantities.find_dates))
-        read = dates[0 if first else -1] if dates else None
+        scope = _outside_brackets(scope, quantities.find_dates)
+        dates = quantities.find_dates(re.split("=|→|等于|即", scope)[-1]) or quantities.find_dates(scope)
+        begins = first and quantities.starts_with_date(scope)
+        read = dates[0 if begins else -1] if dates else None
         return Judgement(read and str(read), read == due)
     gold = quantities.gold_quantity(answer, unit)
     if gold is None:
@@ -144,22 +154,24 @@ def options_of(row: Mapping[str, object]) -> dict[str, str] | None:
 def read_choice(reply: str, options: Mapping[str, str | None] | None = None) -> str | None:
     """The option letters that a reply settles on, sorted (`"AC"`), or None.
 
-    In this order: what is in `<answer>`; the last of 答案：C, `\\boxed{C}`, "the answer is C", …, or a 选C behind it
-    that takes it back; the last 选C; the last **C**; all of "A正确，B错误，C正确"; a whole reply, first or last line
-    that is just letters; the only option that the reply restates ("…是C. 感冒。"); a reply that is one option's text.
+    In this order: what is in `<answer>`; the last of 答案：C, 选C, `\\boxed{C}`, "the answer is C", … that is not only
+    supposed; the last **C**; a first or last line that is just letters; all of "A正确，B错误，C正确", or the one that
+    is called the best; letters at the beginning; the only option that the reply restates ("…是C. 感冒。"); a reply
+    that is one option's text.
     """
     given = {k: _normal(text) for k, text in (options or {}).items() if text is not None and str(text).strip()}
     text = unicodedata.normalize("NFKC", _last_answer_tag(strip_thinking(reply)))
     text = re.sub(r"\s+", lambda space: "\n" if "\n" in space[0] else " ", text)
     letters = _letter_set(_known_letters(options))
-    text = _APART.sub(r"\1", text)
+    for apart, together in _APART.items():
+        text = apart.sub(lambda found, form=together: form.format("、".join(re.findall("[A-Z]", found[0]))), text)
     bold = [found[1] for found in re.finditer(rf"\*\*\s*({letters})\s*[.、。:]?\s*\*\*", text)]
     text = _with_letters(_MARKUP.sub("", _BOXED.sub(r"答案:\1。", text)), given, letters)
-    affirmed = "".join(found[1] for found in re.finditer(rf"({letters})(?:{_AFFIRMED})", text))
     for found in (
         _stated(text, letters),
         bold,
-        [affirmed] if affirmed else [],
+        _bare_letters(text, letters, alone=True),
+        _affirmed(text, letters),
         _bare_letters(text, letters),
         _only_restated(text, letters),
     ):
@@ -177,15 +189,25 @@ def read_quantity(reply: str, unit: str = "") -> Quantity | None:
         return quantities.fitting(quantities.find_quantities(text, unit), unit)
 
     scope, first = _conclusion(reply, fitting)
+    if not fitting(scope):
+        return _counted(reply, unit)
     scope = _outside_brackets(scope, fitting)
     if first:
         right_side = re.split(r"(?<![<>!])=|≈|等于", scope)[-1]
         scope = right_side if fitting(right_side) else scope
     else:
-        before = _REMARK.split(scope, maxsplit=1)[0]
-        scope = before if fitting(before) else scope
+        without = _REMARK.sub("", scope)
+        scope = without if fitting(without) else scope
     found = fitting(scope)
-    return (found[0] if first else found[-1]) if found else None
+    return found[0] if first else found[-1]
+
+
+def _counted(reply: str, unit: str) -> Quantity | None:
+    """Where a rate was asked for and none is there: the quantity of what it counts (每分钟多少滴？ 31滴)."""
+    counted = quantities.numerator(unit)
+    found = read_quantity(reply, counted) if counted else None
+    value = found and quantities.convert(found, counted)
+    return None if value is None else Quantity(value, unit)
 
 
 def _known_letters(options: Mapping[str, str | None] | None) -> str:
@@ -207,7 +229,14 @@ def _last_answer_tag(text: str) -> str:
 def _letter_set(letters: str) -> str:
     """Pattern of one or several option letters: C, (C), AC, A、C, A, B, and C, 选项A和选项C, A. text; C. text."""
     one = rf"(?:\([{letters}]{_RESTATED}?\)|[{letters}]{_RESTATED}?\)?)"
-    joined = r"[ \t]*(?:[,、;]?[ \t]*(?:以及|还有|和|与|及|&|and\b)|[,、;+/])?[ \t]*(?:选项)?"
+    # behind a comma, letters that something is said of begin a new clause: 答案：D，A为并发症
+    said = (
+        rf"[ \t]*[{letters}](?:[ \t]*[、和与及]?[ \t]*[{letters}])*[ \t]*(?:选项|项)?[ \t]*(?:[为是错不属因会的]|is\b)"
+    )
+    joined = (
+        rf"[ \t]*(?:、?[ \t]*(?:以及|还有|和|与|及|&|and\b)[ \t]*(?:选项)?|、[ \t]*(?:选项)?|[+/]"
+        rf"|[,;][ \t]*(?:以及|还有|&|and\b)?(?!{said}))?[ \t]*"
+    )
     between = rf"(?:(?<={_RESTATED})[\s;,、。.]*|{joined})"
     return rf"(?<![A-Za-z0-9])(?:\(|选项)?{one}(?:{between}{one}){{0,9}}(?![A-Za-z0-9]|{_WORDS})"
 
@@ -234,6 +263,7 @@ def _with_letters(text: str, options: Mapping[str, str], letters: str) -> str:
             if letter and found.start() >= at:
                 pieces += [text[at : found.start() if labelled else found.end()], letter, _RESTATED]
                 at = found.end() + len(options[letter])
+                at += found[0].endswith("(") and text.startswith(")", at)  # A(text of A)
             while letter and not labelled and (joint := re.compile(r"\s*[,、;]\s*").match(text, at)):
                 if letter := restated(joint.end(), by_length, boundary):
                     pieces += [joint[0], letter, _RESTATED]
@@ -243,32 +273,49 @@ def _with_letters(text: str, options: Mapping[str, str], letters: str) -> str:
 
 
 def _stated(text: str, letters: str) -> list[str]:
-    """The letters of the statement that counts, if there is one."""
-    found = {
-        cue: [
-            m
-            for m in re.finditer(rf"{cue}{_BEFORE_LETTERS}({letters})", text)
-            if not _DENIED.match(text, m.end()) and not _OR.match(text, m.end())
-        ][-1:]
-        for cue in (_NAMES, _CHOOSES)
-    }
-    for named in found[_NAMES]:
-        found[_CHOOSES] = [m for m in found[_CHOOSES] if _TAKEN_BACK.search(text, named.end(), m.end())]
-    return [m[1] for m in (found[_CHOOSES] or found[_NAMES])]
+    """The letters of every statement that is neither denied nor an alternative. What is only supposed, or what others
+    choose (若选A…, 很多人选A), counts where there is nothing else."""
+    found = [
+        match
+        for match in re.finditer(rf"{_CHOICE_CUE}({letters})", text)
+        if not _DENIED.match(text, match.end()) and not _OR.match(text, match.end())
+    ]
+
+    def sure(match: re.Match) -> bool:
+        sentence = _SENTENCE_END.split(text[max(0, match.start() - 60) : match.start()])[-1]
+        return not _SUPPOSED.search(sentence) and not _ASKED.match(text, match.end())
+
+    return [match[1] for match in filter(sure, found)] or [match[1] for match in found]
 
 
-def _bare_letters(text: str, letters: str) -> list[str]:
-    """Letters that are the whole reply, begin its first line or are its last line. A list of options is none."""
+def _affirmed(text: str, letters: str) -> list[str]:
+    """All letters that are called right, together; or those that are called the best, or right in conclusion."""
+    found = [
+        match
+        for match in re.finditer(rf"({letters}){_AFFIRMED}", text)
+        if not text.endswith(("假设", "若", "如果"), 0, match.start())
+    ]
+    last = [
+        match
+        for match in found
+        if re.search("最|best", match[0]) or _CONCLUDES.search(text[max(0, match.start() - 6) : match.start()])
+    ]
+    return ["".join(match[1] for match in last[-1:] or found)] if found else []
+
+
+def _bare_letters(text: str, letters: str, alone: bool = False) -> list[str]:
+    """Letters that are the first or the last line, or (not `alone`) begin the first. A list of options is none."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         return []
     if re.fullmatch(r"[a-h]", "".join(lines)):
         lines = [lines[0].upper()]
-    only = rf"[(\[【\s]*({letters})[)\]】\s.。,、:;]*"
+    only = rf"[(\[【\s]*(?:(?i:options?)\s*|选项\s*)?({letters})(?:选项|项)?[)\]】\s.。,、:;]*"
     if len([line for line in lines if re.match(rf"{letters}\s*[.、:){_RESTATED}]", line)]) > 1:
         return []
     begins = rf"({letters})(?:[.、:)。,;]|$|(?<={_RESTATED}))(?!{_DENIED.pattern})"
-    found = re.fullmatch(only, lines[0]) or re.match(begins, lines[0]) or re.fullmatch(only, lines[-1])
+    at_first = None if alone else re.match(begins, lines[0])
+    found = re.fullmatch(only, lines[0]) or at_first or re.fullmatch(only, lines[-1])
     return [found[1]] if found else []
 
 

@@ -86,9 +86,13 @@ _REWRITES = [
     (r"\s*\bper\s+", "/"),
     (r"百分之\s*(\d+(?:\.\d+)?)", r"\1%"),
     (r"(\d)\s*\^?\+\s*([1-6])\s*周", r"\1周+\2天"),  # 孕20⁺³周, weeks and days
-    (r"(\d+)\s*(?:个?小时|h)\s*(\d+)\s*(?:分钟?|min)(?![A-Za-z])", lambda m: f"{60 * int(m[1]) + int(m[2])}分钟"),
+    (
+        r"(?<![\d.])(\d{1,3})[ \t]*(?:个?小时|h)[ \t]*(\d{1,2})[ \t]*(?:分钟?|min)(?![A-Za-z])",
+        lambda found: f"{60 * int(found[1]) + int(found[2])}分钟",
+    ),
 ]
 
+_PRESSURE = r"(?i:(?<![\d.])\d{2,3}/\d{2,3}(?=\s*(?:mmhg|毫米汞柱))|(?<=血压)[^\d,。;]{0,6}\d{2,3}/\d{2,3}(?![\d.]))"
 _MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
 _MONTH_NAME = rf"({'|'.join(_MONTHS)})[a-z]*\.?"
 _DATE = re.compile(
@@ -126,16 +130,17 @@ def _unit_pattern(extra: str) -> str:
     atoms = "|".join(
         re.escape(name) + (r"(?![A-Za-z])" if name[-1].isascii() and name[-1].isalpha() else "") for name in names
     )
-    atom = rf"(?:{atoms})(?:\^?-?[1-4](?!\d))?"
-    return rf"(?i:/?\s*{atom}(?:\s*(?:[·*]|{_DIVIDERS})\s*{atom})*)"
+    atom = rf"(?:{atoms})(?:(?:\^-?|(?<=[A-Za-z])-?)[1-4](?!\d))?"
+    return rf"(?i:/?\s*{atom}(?:\s*(?:[·*]|{_DIVIDERS})\s*{atom}){{0,4}})"
 
 
 def find_quantities(text: str, unit: str = "") -> list[Quantity]:
-    """All numbers of a text with the units behind them, in order. A range (10-20 mg) is not a number and left out.
+    """All numbers of a text with the units behind them, in order. A range (10-20 mg) and a blood pressure
+    (120/80 mmHg) are not a number and left out.
 
     `unit` is understood beside the known ones; if it is a rate, so is 每小时 … 20 毫升.
     """
-    text, unit = normalise(text), _written(unit)
+    text, unit = re.sub(_PRESSURE, " ", normalise(text)), _written(unit)
     pattern = _unit_pattern("" if _dimension(unit) else unit)
     if re.search(_DIVIDERS, unit):
         text = re.sub(rf"每\s*({pattern})([^\d,，。;\n]{{0,12}}{_NUMBER})\s*({pattern})", r"\2 \3/\1", text)
@@ -146,17 +151,18 @@ def find_quantities(text: str, unit: str = "") -> list[Quantity]:
 
 def fitting(found: list[Quantity], unit: str) -> list[Quantity]:
     """Those that can be the answer where `unit` was asked for: in that unit; if none, in one of its kind; if none,
-    without a unit; if none and a rate was asked for, in what is counted (每分钟多少滴？ 31滴). Where no unit was asked
-    for, all."""
+    without a unit. Where no unit was asked for, all."""
     if not _written(unit):
         return found
     of_kind = [quantity for quantity in found if quantity.unit and convert(quantity, unit) is not None]
     in_unit = [quantity for quantity in of_kind if math.isclose(convert(quantity, unit), quantity.value)]
-    plain = [quantity for quantity in found if not quantity.unit]
-    if in_unit or of_kind or plain or not re.search(_DIVIDERS, _written(unit)):
-        return in_unit or of_kind or plain
-    counted = re.split(_DIVIDERS, _written(unit), maxsplit=1)[0]
-    return [Quantity(value, unit) for q in found if (value := convert(q, counted)) is not None]
+    return in_unit or of_kind or [quantity for quantity in found if not quantity.unit]
+
+
+def numerator(unit: str) -> str:
+    """What a rate counts (`滴` of `滴/分`); empty where `unit` is none."""
+    counted, *rest = re.split(_DIVIDERS, _written(unit), maxsplit=1)
+    return counted if rest else ""
 
 
 def convert(quantity: Quantity, unit: str) -> float | None:
@@ -187,6 +193,7 @@ def gold_quantity(answer: str | float | None, unit: str | None = None) -> Quanti
     if isinstance(answer, (int, float)) and not isinstance(answer, bool):
         return Quantity(float(answer), unit or "") if math.isfinite(answer) else None
     text = normalise(answer.rpartition("####")[2]).strip() if isinstance(answer, str) else ""
+    text = re.sub(_PRESSURE, "", text)
     known = _unit_pattern(_written(unit or ""))
     match = re.fullmatch(rf"({_NUMBER})\s*({known})?", text)
     value = _value(match[1]) if match else None
@@ -198,6 +205,11 @@ def gold_date(answer: str | float | None) -> datetime.date | None:
     found = find_dates(answer) if isinstance(answer, str) and len(answer) < 30 else []
     rest = _DATE.sub("", normalise(answer)).strip(" .。") if found else ""
     return found[0] if len(found) == 1 and not rest else None
+
+
+def starts_with_date(text: str) -> bool:
+    """Whether a text begins with a date."""
+    return bool(_DATE.match(normalise(text).strip(" *:")))
 
 
 def find_dates(text: str) -> list[datetime.date]:
@@ -246,7 +258,7 @@ def _dimension(unit: str) -> tuple[float, frozenset] | None:
 
 
 def _value(number: str) -> float | None:
-    """`1,200.5`, `3/4`, `1.2×10^5`, `1e-3`, `1.5万` as a float. `120/80` is a blood pressure, no fraction."""
+    """`1,200.5`, `3/4`, `1.2×10^5`, `1e-3`, `1.5万` as a float."""
     number = re.sub(r"[\s,]", "", number)
     scale = {"万": 1e4, "亿": 1e8}.get(number[-1], 1.0)
     parts = []
@@ -254,7 +266,7 @@ def _value(number: str) -> float | None:
         mantissa, _, power = re.sub(r"[×xX*·]?10\^", "^", part).partition("^")
         mantissa = mantissa + "1" if mantissa in ("", "+", "-") else mantissa
         parts.append(float(f"{mantissa}e{power}" if power else mantissa))
-    if 0 in parts[1:] or (len(parts) > 1 and min(parts) >= 30):
+    if 0 in parts[1:]:
         return None
     value = scale * parts[0] / math.prod(parts[1:])
     return value if math.isfinite(value) else None

@@ -164,7 +164,8 @@ def pair_report(
 
 
 def without_gaps(questions: Sequence[str], marks: Sequence[float | None]) -> list[float | None]:
-    """Marks in which None is the mean of the others to its question: as a part of a sum it would count as 0."""
+    """Marks in which None is the mean of the others to its question: as a part of a sum it would count as 0. Where
+    there are no others, None stays."""
     known: dict[str, list[float]] = {question: [] for question in questions}
     for question, mark in zip(questions, marks, strict=True):
         known[question] += [] if mark is None else [mark]
@@ -197,7 +198,10 @@ class Judge:
     def _mark(self, question: str, answer: str, gold: str | None) -> float | None:
         known = f"\n【标准答案】\n{gold}\n" if gold else ""
         reply = self._ask(JUDGE_PROMPT.format(question=question, answer=answer, gold=known))
-        found = {float(x) for x in re.findall(r"-?\d+(?:\.\d+)?", OUT_OF_TEN.sub("", strip_thinking(reply)))}
+        found = {
+            float(x)
+            for x in re.findall(r"(?<!\S)-?\d+(?:\.\d+)?|\d+(?:\.\d+)?", OUT_OF_TEN.sub("", strip_thinking(reply)))
+        }
         mark = found.pop() if len(found) == 1 else -1.0
         return mark / 10 if 0 <= mark <= 10 else None
 

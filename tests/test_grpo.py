@@ -235,6 +235,7 @@ def server():
         ("10", 1.0),
         ("85", None),
         ("-3", None),
+        ("评分-8", 0.8),
         ("8.0，总分 10 分，8 分", 0.8),
         ("<think>给 9 分？", None),
         ("3 处错误，4 分", None),
@@ -348,9 +349,7 @@ def test_the_format_counts_what_the_prompt_has_begun(tiny_model):
 def test_groups_have_to_fit_into_the_batches_of_the_evaluation(tiny_model, questions, tmp_path):
     more = ["--reward_funcs", "choice", "--num_generations", "8", "--per_device_train_batch_size", "8",
             "--per_device_eval_batch_size", "12", "--validation_split_ratio", "0.3"]  # fmt: skip
-    with pytest.raises(
-        ValueError, match="--per_device_eval_batch_size 12: expected a multiple of --num_generations 8"
-    ):
+    with pytest.raises(ValueError, match="_eval_batch_size 12: on all ranks together expected a multiple of 8 gen"):
         grpo_training.main(flags(tiny_model, questions, tmp_path / "out", *more))
 
 

@@ -59,8 +59,9 @@ class Texts:
 def divide(lengths: Sequence[int], count: int) -> list[list[int]]:
     """Row numbers in `count` batches with the least padding: few long rows make a batch, or many short ones.
 
-    The tokens of all batches, each padded to its longest row, are as few as they can be (by dynamic programming) while
-    no batch takes more than ceil(rows / count) times the longest row: what batches of one size would have room for.
+    The tokens of all batches, each padded to its longest row, are as few as they can be (by dynamic programming, up to
+    `MANY_BATCHES`) while no batch takes more than ceil(rows / count) times the longest row: what batches of one size
+    would have room for.
     """
     rows = sorted(range(len(lengths)), key=lambda row: -lengths[row])
     if count > MANY_BATCHES:
