@@ -1,6 +1,7 @@
 """GRPO through its real entry point: it learns, reads what inference reads, and takes rewards from everywhere."""
 
 import json
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -372,6 +373,20 @@ def test_exam_questions_without_a_right_letter_are_refused(tiny_model, tmp_path)
 def test_a_reward_model_is_no_policy(reward, questions, tmp_path):
     with pytest.raises(ValueError, match="is a reward model"):
         grpo_training.main(flags(reward, questions, tmp_path / "out", *FEW, "--reward_funcs", "choice"))
+
+
+def test_resumed_equals_uninterrupted(tiny_model, questions, module, tmp_path):
+    """The rows and the random numbers of the answers are those of the run that went on."""
+    more = ["--reward_module", f"{module}:share", "--max_steps", "6", "--save_steps", "3", "--use_peft", "True",
+            "--learning_rate", "1e-2", "--gradient_accumulation_steps", "2", "--resume_from_checkpoint", "True",
+            *FEW]  # fmt: skip
+    grpo_training.main(flags(tiny_model, questions, tmp_path / "whole", *more))
+    shutil.copytree(tmp_path / "whole" / "checkpoint-3", tmp_path / "resumed" / "checkpoint-3")
+    torch.manual_seed(12345)
+    summary = grpo_training.main(flags(tiny_model, questions, tmp_path / "resumed", *more))
+    assert summary["resumed_from"].endswith("checkpoint-3") and summary["steps"] == 6
+    assert history(tmp_path / "resumed", "reward") == history(tmp_path / "whole", "reward")
+    assert furthest(weights(tmp_path / "resumed"), weights(tmp_path / "whole")) == 0
 
 
 @pytest.mark.slow
