@@ -26,14 +26,18 @@ _APART = {
 _MARKUP = re.compile(r"\\(?:text|mathrm|mathbf|textbf|rm)\b\s*|[*`${}_]")
 
 _CHOICE_CUE = (
-    r"(?:(?<!错误)(?<!错)答案[\]】]?\s*(?:应该|应当|应|就|只能)?\s*(?:是|为|选择|选)?|(?:正确|最佳|合适)的?选项\s*(?:是|为|有)?|(?<!不)正确的[是为有]"
-    r"|而是|应为|应该是|(?<!反)应是|(?:因此|所以|故|综上),?\s*(?:错误|不正确|不恰当|不属于)[^,。;\n]{0,6}[是为]"
+    r"(?:(?<!错误)(?<!错)答案[\]】\"']?\s*(?:应该|应当|应|就|只能)?\s*(?:是|为|选择|选)?|(?:正确|最佳|合适)的?选项\s*(?:是|为|有)?|(?<!不)正确的[是为有]"
+    r"|(?:^|(?<=[\s。]))答\s*(?=:)|而是|应为|应该是|(?<!反)应是|(?:因此|所以|故|综上),?\s*(?:错误|不正确|不恰当|不属于)[^,。;\n]{0,6}[是为]"
     r"|(?<!不)(?<!不应)(?<!不应该)(?<!不能)(?<!不该)(?<!不要)(?<!不可)(?<!不会)(?<!没有)(?<![勿误错别漏])选(?!项)择?(?:的是|是|为)?"
-    r"|(?i:\b(?:answers?|(?:correct|right|best)\s+(?:option|choice)s?)\s*(?:is|are|would\s+be|should\s+be|must\s+be|[:=-])"
+    r"|(?i:\b(?:answers?[\"']?|(?:correct|right|best)\s+(?:option|choice)s?)\s*(?:is|are|would\s+be|should\s+be|must\s+be|[:=-])"
     r"|(?<!not\s)(?<!n't\s)\b(?:choose|select|pick|go\s+with)\b))"
     r"\s*[:=]?\s*(?:选项|(?i:(?:option|choice|letter)s?\b))?\s*:?\s*[\[【“‘「『\"']?\s*"
 )
 _CUE = re.compile(_CHOICE_CUE)
+# 正确的选项有： and then one option a line
+_LISTED = re.compile(
+    rf"(?<!不)(?<!错误)({_CHOICE_CUE})(?<=\n)((?:(?:- ?|• ?)[A-Z](?:{_RESTATED}|[.:、)])[^\n]*(?:\n|$))+)"
+)
 # In the sentence before a statement, or behind it: it is supposed, asked, or what others choose.
 _SUPPOSED = re.compile(
     r"如果|假如|假设|若|倘|有人|有些|很多|不少|部分|同学|学生|考生|容易|常常|经常|问.{0,8}则|初看|起初|一开始|原以为"
@@ -43,11 +47,12 @@ _ASKED = re.compile(r"\s*(?:吗|\?|还是|[^,。;]{0,4}(?:排除|是常见错误
 _OR = re.compile(r"\s*(?:或者?|(?i:or\b))\s*(?:选项)?\s*\(?[A-Z](?![A-Za-z])")
 _LABEL = re.compile(r"(?<![A-Za-z0-9])([A-Z])\)?\s*[.、:,)(]*\s*")
 _DENIED = re.compile(
-    r"\s*(?:选项|项)?\s*(?:者|的(?:人|同学|学生|考生)|(?:均|都|是|就|为)*\s*(?:错|不对|不正确|不符|不合|不选|不是|不成立)"
+    r"[ \t]*(?:选项|项)?[ \t]*(?:者|的(?:人|同学|学生|考生)"
+    r"|(?:均|都|是|就|为)*[ \t]*(?:错|不对|不正确|不符|不合|不选|不是|不成立)"
     r"|(?i:(?:is|are)\s+(?:not|wrong|incorrect)))"
 )
 _AFFIRMED = (
-    r"(?:\s*(?:选项|项)?\s*[:(.]?\s*(?:的?(?:说法|描述|叙述|表述))?[是为最均都全部]*"
+    r"(?:\s*(?:选项|项)?\s*[:(.|]?\s*(?:的?(?:说法|描述|叙述|表述))?[是为最均都全部]*"
     r"(?:正确|符合|合适|恰当|准确|对(?=[\s,。;的]|$))"
     r"|\s*(?:才|就)?是(?:正确|最佳)?答案"
     r"|\s+(?i:(?:is|are)\s+(?:both\s+|all\s+)?(?:the\s+)?(?:correct|right|best|answers?|most\s+(?:appropriate|likely|suitable))))"
@@ -167,6 +172,7 @@ def read_choice(reply: str, options: Mapping[str, str | None] | None = None) -> 
         text = apart.sub(lambda found, form=together: form.format("、".join(re.findall("[A-Z]", found[0]))), text)
     bold = [found[1] for found in re.finditer(rf"\*\*\s*({letters})\s*[.、。:]?\s*\*\*", text)]
     text = _with_letters(_MARKUP.sub("", _BOXED.sub(r"答案:\1。", text)), given, letters)
+    text = _LISTED.sub(_joined, text)
     for found in (
         _stated(text, letters),
         bold,
@@ -272,6 +278,13 @@ def _with_letters(text: str, options: Mapping[str, str], letters: str) -> str:
     return text
 
 
+def _joined(listed: re.Match) -> str:
+    """A list of options behind a cue in one line; as it is if something is said against one."""
+    if re.search(r"错|不|❌|✘|×|(?i:\b(?:in)?correct|\bwrong|\bnot\b)", listed[2]):
+        return listed[0]
+    return listed[1] + "、".join(re.findall(r"^(?:- ?|• ?)([A-Z])", listed[2], re.MULTILINE)) + "\n"
+
+
 def _stated(text: str, letters: str) -> list[str]:
     """The letters of every statement that is neither denied nor an alternative. What is only supposed, or what others
     choose (若选A…, 很多人选A), counts where there is nothing else."""
@@ -322,8 +335,9 @@ def _bare_letters(text: str, letters: str, alone: bool = False) -> list[str]:
 def _only_restated(text: str, letters: str) -> list[str]:
     """The letters of the one place, or of several that agree, where options stand with their texts. Not of a list."""
     found = [m for m in re.finditer(letters, text) if _RESTATED in m[0] and not _DENIED.match(text, m.end())]
+    one = len(set(re.findall("[A-Z]", "".join(match[0] for match in found)))) == 1
     same = len({match[0] for match in found}) == 1 and "\n" not in found[0][0]
-    return [found[0][0]] if same else []
+    return [found[0][0]] if one or same else []
 
 
 def _outside_brackets(text: str, find) -> str:

@@ -84,6 +84,7 @@ _REWRITES = [
     (r"\s+", lambda found: "\n" if "\n" in found[0] else " "),
     (r"[•⋅∙]", "·"),
     (r"\s*\bper\s+", "/"),
+    (r"(?i)(?<![A-Za-z])(mm|cm) (?=hg\b|h2o\b)", r"\1"),
     (r"百分之\s*(\d+(?:\.\d+)?)", r"\1%"),
     (r"(\d)\s*\^?\+\s*([1-6])\s*周", r"\1周+\2天"),  # 孕20⁺³周, weeks and days
     (
@@ -155,7 +156,7 @@ def fitting(found: list[Quantity], unit: str) -> list[Quantity]:
     if not _written(unit):
         return found
     of_kind = [quantity for quantity in found if quantity.unit and convert(quantity, unit) is not None]
-    in_unit = [quantity for quantity in of_kind if math.isclose(convert(quantity, unit), quantity.value)]
+    in_unit = [quantity for quantity in of_kind if math.isclose(convert(Quantity(1.0, quantity.unit), unit), 1.0)]
     return in_unit or of_kind or [quantity for quantity in found if not quantity.unit]
 
 

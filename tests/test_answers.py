@@ -135,6 +135,17 @@ def test_strip_thinking(text, answer):
         (r"\boxed{A}, \boxed{C}, \boxed{D}", "ACD"),
         ("答案：高血压、感冒", "AC"),
         ("答案：（A、C）", "AC"),
+        ("正确的选项有：\n- A. 高血压\n- D. 肺炎\n而B和C不正确", "AD"),
+        ("The correct answers are:\n- **A**: 高血压\n- **C**: 感冒", "AC"),
+        ("Incorrect options:\n- C", None),
+        # what follows on the next line denies nothing
+        ("答案：D\n\n错误选项分析：A、B。", "D"),
+        ("**正确答案：D. 肺炎**\n\n错误选项解析：略", "D"),
+        ("正确选项：A、B\n错误选项：C", "AB"),
+        ('{"answer": "D"}', "D"),
+        ("答：D", "D"),
+        ("C. 感冒\nC. 感冒", "C"),
+        ("| A | 正确 |\n| B | 不正确 |\n| C | 正确 |", "AC"),
         # an explanation chooses as well
         ("答案：D。解析：本题易错选A。", "D"),
         ("答案：D。选A者混淆了概念。", "D"),
@@ -274,6 +285,9 @@ def test_judge_choice(reply, gold, right):
         ("孕20+3周", "周", "20 周"),
         ("共143天，143÷7=20余3，孕20整周", "周", "20 周"),
         ("2小时30分钟", "min", "150 分钟"),
+        ("孕周为32周+0天", "周", "32 周"),
+        ("孕28周3天", "周", "28 周"),
+        ("about **93 mm Hg**", "mmHg", "93 mmhg"),
         ("需要原液100.00 mL，加水稀释至500 mL。", "mL", "100 ml"),
         ("平均动脉压约为93.3mmHg，高于60 mmHg的最低灌注要求。", "mmHg", "93.3 mmhg"),
         ("阴离子间隙为16 mmol/L，正常值为12 mmol/L。", "mmol/L", "16 mmol/l"),
@@ -374,9 +388,9 @@ def test_judge_number(reply, gold, unit, tolerance, right):
 REPLIES = [json.loads(line) for line in (Path(__file__).parent / "replies.jsonl").read_text("utf-8").splitlines()]
 
 
-@pytest.mark.parametrize(("kind", "least"), [("letters", 0.90), ("right", 0.92)])
+@pytest.mark.parametrize(("kind", "least"), [("letters", 0.92), ("right", 0.93)])
 def test_most_of_many_ways_to_answer_are_read(kind, least):
-    """Replies of exam and calculation questions as models write them, half of them made to be hard to read. The
+    """Replies to exam and calculation questions as models write them, a third of them made to be hard to read. The
     patterns were widened with these in view: the share is no estimate for others, it holds what is there."""
     options = dict(zip("ABCDE", ("高血压", "糖尿病", "感冒", "肺炎", "哮喘"), strict=True))
     rows = [row for row in REPLIES if kind in row]
