@@ -16,6 +16,7 @@ kept on disk. Every option of TRL's `DPOConfig` (`KTOConfig`, `ORPOConfig`, `CPO
 
 import argparse
 import importlib
+import math
 import sys
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -136,7 +137,7 @@ def encode(row: dict, renderer: Renderer, max_length: int | None) -> dict:
     return {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected, "length": length, **asdict(lost)}
 
 
-def precomputes(config: Config, use_peft: bool, rows: int) -> bool:
+def precomputes(config: Config, use_peft: bool, rows: int, held_out: int = 0) -> bool:
     """Whether the reference reads all rows once, ahead, not in every pass: as asked, or where that is cheaper."""
     fixed = config.ld_alpha is None and not config.sync_ref_model  # TRL's cache does not know ld_alpha
     if config.precompute_ref_log_probs is not None:
@@ -144,16 +145,22 @@ def precomputes(config: Config, use_peft: bool, rows: int) -> bool:
             raise ValueError("--precompute_ref_log_probs does not go together with --ld_alpha or --sync_ref_model")
         return config.precompute_ref_log_probs
     per_step = config.train_batch_size * config.gradient_accumulation_steps * config.world_size
-    passes = config.max_steps * per_step / max(rows, 1) if config.max_steps > 0 else config.num_train_epochs
-    return fixed and (passes > 1 or (passes == 1 and not use_peft))
+    read = config.max_steps * per_step if config.max_steps > 0 else config.num_train_epochs * rows
+    every = config.eval_steps or 1  # a share of all steps, or steps
+    evaluations = {
+        "steps": 1 / every if every < 1 else read / per_step / every,
+        "epoch": read / max(rows, 1),
+    }.get(config.eval_strategy, 1)
+    read += max(1, math.floor(evaluations)) * held_out
+    return fixed and (read > rows + held_out or (read == rows + held_out and not use_peft))
 
 
 def reference(
-    args: PreferenceArguments, config: TrainingArguments, tokenizer: PreTrainedTokenizerBase, rows: int
+    args: PreferenceArguments, config: TrainingArguments, tokenizer: PreTrainedTokenizerBase, rows: int, held_out: int
 ) -> PreTrainedModel | None:
     """A frozen copy of the starting point, where one is needed: full training without log-probabilities kept."""
     if args.method == "dpo":
-        config.precompute_ref_log_probs = precomputes(config, args.use_peft, rows)
+        config.precompute_ref_log_probs = precomputes(config, args.use_peft, rows, held_out)
     if args.method not in ("dpo", "kto") or args.use_peft or config.precompute_ref_log_probs:
         return None
     return load_for_training(args, tokenizer, trust_remote_code=config.trust_remote_code)[0].requires_grad_(False)
@@ -177,7 +184,7 @@ def main(argv: list[str] | None = None) -> dict:
     )
     show_rows(train, tokenizer, data_args.show_samples)
     model, adapter = load_for_training(model_args, tokenizer, trust_remote_code=config.trust_remote_code)
-    frozen = reference(model_args, config, tokenizer, len(train))
+    frozen = reference(model_args, config, tokenizer, len(train), len(held_out or []))
     trainer = trainer_class(
         model=model,
         **({"ref_model": frozen} if frozen else {}),

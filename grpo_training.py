@@ -30,7 +30,7 @@ from medical_qwen.lineage import resolve
 from medical_qwen.models import load_for_training, same_tokens, tokenizer_for_training, whole_directory
 from medical_qwen.records import load_splits
 from medical_qwen.rendering import Renderer
-from medical_qwen.rewards import REWARDS, Reward, load_reward
+from medical_qwen.rewards import REWARDS, Reward, check_gold, load_reward
 from medical_qwen.scoring import Judge, RewardModel, without_gaps
 from medical_qwen.tokens import SeededOrder, show_rows, tokenize_prompts
 from medical_qwen.training import finish, parse, run
@@ -176,9 +176,7 @@ def main(argv: list[str] | None = None) -> dict:
     renderer = Renderer(tokenizer)
     rewards = load_rewards(reward_args, config, renderer)
     splits = load_splits(data_args, "prompt", config.seed)
-    unanswered = sum(bool(row.get("options")) and row.get("answer") is None for row in splits.train)
-    if unanswered and any(name.startswith("choice") for name in reward_args.reward_funcs):
-        raise ValueError(f"{unanswered} of {len(splits.train)} questions have options and no right letter to reward")
+    check_gold(splits.train, reward_args.reward_funcs)
 
     def tokenized(rows: Dataset | None) -> tuple[Dataset | None, dict]:
         if rows is not None and reward_args.system_prompt:

@@ -191,6 +191,7 @@ def figures(name: str, history: list[dict]) -> dict:
     for key in CURVES[kind]:
         values = [value for _, value in curve(history, key)]
         ends = (values[0], values[-1]) if kind != "grpo" else (sum(values[:2]) / 2, sum(values[-10:]) / 10)
+        found[f"curve of {key}"] = [[step, round(value, 4)] for step, value in curve(history, key)]
         found[key] = {"first": round(ends[0], 4), "last": round(ends[1], 4), "highest": round(max(values), 4)}
     if kind == "rm":
         last = next(row for row in reversed(history) if "eval_accuracy" in row)

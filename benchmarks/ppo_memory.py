@@ -52,7 +52,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--prompt_length", type=int, default=256)
     parser.add_argument("--answer_length", type=int, default=128)
-    parser.add_argument("--rollout", type=int, default=4, help="batches per rollout")
+    parser.add_argument("--rollout", type=int, default=2, help="batches per rollout")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--gradient_checkpointing", default="False")
     parser.add_argument("--kind", choices=("prepare", *KINDS), help=argparse.SUPPRESS)

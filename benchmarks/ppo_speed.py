@@ -77,6 +77,8 @@ def write_result(name: str, figures: dict) -> None:
         key: Path(value).name if isinstance(value, str) and "/" in value else value
         for key, value in figures["settings"].items()
     }
+    revision = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
+    figures["git_revision"] = subprocess.run(revision, capture_output=True, text=True).stdout.strip()
     target = ROOT / "benchmarks" / "results" / f"{name}.json"
     target.parent.mkdir(exist_ok=True)
     target.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
@@ -274,7 +276,11 @@ def trl(options: argparse.Namespace) -> None:
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+    from trl import __version__
     from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
+
+    if not __version__.startswith("1.12."):
+        raise SystemExit(f"--trl_python has TRL {__version__}: the comparison is with 1.12")
 
     def in_order(*args, shuffle=True, **kwargs):
         return torch.utils.data.DataLoader(*args, shuffle=False, **kwargs)

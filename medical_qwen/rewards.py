@@ -9,12 +9,17 @@ import ast
 import functools
 import importlib.util
 import inspect
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from datasets import Dataset
+
 from medical_qwen.answers import judge_choice, judge_number, strip_thinking
 from medical_qwen.metrics import character_tokens, clean, ngram_counts
+
+logger = logging.getLogger(__name__)
 
 Completion = str | Sequence[Mapping]
 Reward = Callable[..., list[float | None]]
@@ -148,6 +153,21 @@ def load_reward(spec: str, **given: object) -> Reward:
         )
     settings = {name: value for name, value in given.items() if name in known} | settings
     return functools.partial(reward, **settings) if settings else reward
+
+
+def check_gold(rows: Dataset, rewards: Sequence[str]) -> None:
+    """Refuse exam questions without a right letter, and data of which no answer can be judged by `rewards`."""
+    by_gold = [name for name in ("choice", "number") if any(spec.startswith(name) for spec in rewards)]
+    unanswered = sum(bool(row.get("options")) and row.get("answer") is None for row in rows)
+    if unanswered and "choice" in by_gold:
+        raise ValueError(f"{unanswered} of {len(rows)} questions have options and no right letter to reward")
+    columns = {name: rows[name] for name in ("answer", "options", "unit", "tolerance") if name in rows.column_names}
+    marks = [REWARDS[name]([""] * len(rows), **columns) for name in by_gold]
+    idle = sum(all(mark is None for mark in row) for row in zip(*marks, strict=True))
+    if by_gold and idle == len(rows):
+        raise ValueError(f"no answer of the data is one that {' or '.join(by_gold)} can judge: letters, or a number")
+    if idle:
+        logger.warning("%d of %d answers are none that %s can judge", idle, len(rows), " or ".join(by_gold))
 
 
 def _parsed(spec: str) -> tuple[str, dict]:

@@ -144,6 +144,22 @@ def test_the_reference_is_read_ahead_where_that_is_cheaper(tmp_path, given, use_
 
 
 @pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["--eval_strategy", "no"], False),  # evaluated once, at the end
+        (["--eval_strategy", "epoch"], False),
+        (["--eval_strategy", "steps", "--eval_steps", "0.2"], True),  # five times
+        (["--eval_strategy", "steps", "--eval_steps", "4"], True),
+        (["--eval_strategy", "steps", "--eval_steps", "8", "--max_steps", "8"], False),
+    ],
+)
+def test_the_reference_reads_the_held_out_rows_in_every_evaluation(tmp_path, given, expected):
+    more = ["--output_dir", str(tmp_path), *EIGHT, "--num_train_epochs", "1", *given]
+    [config] = dpo_training.parse(dpo_training.Config, argv=more)
+    assert dpo_training.precomputes(config, True, rows=100, held_out=10) is expected
+
+
+@pytest.mark.parametrize(
     "loss", [pytest.param(x, marks=[pytest.mark.slow] if i > 2 else []) for i, x in enumerate(LOSSES)]
 )
 def test_every_loss_of_dpo_is_reachable(tiny_model, data, tmp_path, loss):

@@ -20,7 +20,7 @@ from medical_qwen.lineage import resolve
 from medical_qwen.models import load_base, load_tokenizer
 from medical_qwen.records import load_splits
 from medical_qwen.rendering import Renderer
-from medical_qwen.rewards import REWARDS
+from medical_qwen.rewards import REWARDS, check_gold
 from medical_qwen.scoring import Judge, RewardModel
 
 FEW = ["--per_device_train_batch_size", "8", "--num_generations", "4", "--max_completion_length", "8"]
@@ -368,6 +368,18 @@ def test_exam_questions_without_a_right_letter_are_refused(tiny_model, tmp_path)
     data = write_rows(tmp_path / "exam.jsonl", rows)
     with pytest.raises(ValueError, match="1 of 4 questions have options and no right letter"):
         grpo_training.main(flags(tiny_model, data, tmp_path / "out", *FEW, "--reward_funcs", "choice"))
+
+
+def test_answers_that_no_reward_can_judge_are_refused(tiny_model, tmp_path, capsys):
+    rows = [{"question": f"第{i}题？", "answer": "坏血病"} for i in range(4)]
+    data = write_rows(tmp_path / "open.jsonl", rows)
+    with pytest.raises(ValueError, match="no answer of the data is one that choice or number can judge"):
+        grpo_training.main(flags(tiny_model, data, tmp_path / "out", *FEW, "--reward_funcs", "number", "choice"))
+    mixed = write_rows(tmp_path / "mixed.jsonl", [*rows, {"question": "几？", "answer": "3"}])
+    splits = load_splits(DataArguments(train_file_dir=str(mixed)), "prompt", 0)
+    check_gold(splits.train, ["number"])
+    assert "4 of 5 answers are none that number can judge" in capsys.readouterr().err
+    check_gold(splits.train, ["repetition"])
 
 
 def test_a_reward_model_is_no_policy(reward, questions, tmp_path):

@@ -182,6 +182,17 @@ def test_whichever_rank_is_first_writes_the_merged_copy(tiny_model, tmp_path, mo
     assert {"config.json", "model.safetensors"} <= {path.name for path in (tmp_path / "made").iterdir()}
 
 
+def test_a_base_elsewhere_is_taken_for_a_copy_and_that_is_said(tiny_model, tmp_path, caplog):
+    """The fingerprint is of the embeddings: a model with something merged in has that of its base."""
+    copy = shutil.copytree(tiny_model, tmp_path / "copy")
+    adapter_on(tiny_model, tmp_path / "sft")
+    assert resolve(str(copy), str(tmp_path / "sft")).root == str(copy)
+    assert f"was trained on {tiny_model}" in caplog.text and f"{copy} is taken for a copy of it" in caplog.text
+    caplog.clear()
+    resolve(str(tiny_model), str(tmp_path / "sft"))
+    assert not caplog.text
+
+
 def test_an_adapter_of_another_base_is_refused(tiny_model, tmp_path):
     adapter_on(tiny_model, tmp_path / "sft")
     (tmp_path / "sft" / "run_summary.json").write_text(json.dumps({"base_fingerprint": "0" * 16}))

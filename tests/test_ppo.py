@@ -1,5 +1,6 @@
 """PPO end to end on a tiny Llama that is made here: it learns, its roles are what they claim, it resumes exactly."""
 
+import dataclasses
 import importlib.util
 import inspect
 import itertools
@@ -32,6 +33,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     TrainerCallback,
 )
+from trl import GRPOConfig
 from trl.generation.vllm_generation import VLLMGeneration
 
 import ppo_training
@@ -766,18 +768,38 @@ def test_scores_from_an_endpoint(endpoint):
         {"role": "user", "content": "b"},
     ]
     rows = [{"prompt": talk}] * 5
-    score = from_endpoint(f"{url}/good", batch_size=2)
+    score = from_endpoint(f"{url}/good", batch_size=2, stop_ids=[2])
     tools = [{"type": "function", "function": {"name": "dose"}}]
     score([{"prompt": talk}, {"prompt": talk, "tools": tools}, {"prompt": talk}], ["", "", ""], [[]] * 3)
     assert [body.get("tools") for body in seen] == [[None, tools], None]
     seen.clear()
-    assert score(rows, ["", "x", "xx", "xxx", "高"], [[]] * 5) == [0, 1, 2, 3, 1]
+    assert score(rows, ["", "x", "xx", "xxx", "高"], [[], [5, 2], [2, 5], [2], [5]]) == [0, 1, 2, 3, 1]
+    assert [body["finished"] for body in seen] == [[False, True], [False, True], [False]]
     assert [len(body["conversations"]) for body in seen] == [2, 2, 1]
     assert seen[0]["conversations"][1] == [*talk, {"role": "assistant", "content": "x"}]
     with pytest.raises(ValueError, match="was sent 1 conversations; expected"):
         from_endpoint(f"{url}/bad")(rows[:1], ["x"], [[]])
     with pytest.raises(ValueError, match=r"--reward_url: http://127\.0\.0\.1:9 gave no scores"):
         from_endpoint("http://127.0.0.1:9")(rows[:1], ["x"], [[]])
+
+
+def test_script_with_a_reward_behind_http(world, tmp_path, endpoint):
+    """No role of ours gives scores; the value head starts from nothing."""
+    url, seen = endpoint
+    data = write_prompts(tmp_path / "train.jsonl", 12)
+    run = script_flags(world, data, tmp_path / "out", "--max_steps", "2", "--reward_url", f"{url}/good")
+    place = run.index("--reward_model_path")
+    summary = ppo_training.main(run[:place] + run[place + 2 :])
+    assert summary["steps"] == 2 and (tmp_path / "out" / "adapter_model.safetensors").is_file()
+    assert all(len(body["finished"]) == len(body["conversations"]) for body in seen) and seen
+
+
+def test_vllm_switches_are_those_of_grpo():
+    """But for what sampling alone does not have: a grammar, and the weights of another sampler's tokens."""
+    theirs = {field.name for field in dataclasses.fields(GRPOConfig) if field.name.startswith("vllm_")}
+    ours = {field.name for field in dataclasses.fields(PPOConfig) if field.name.startswith("vllm_")}
+    others = {name for name in theirs if "importance_sampling" in name or "structured_outputs" in name}
+    assert ours == theirs - others
 
 
 def test_scores_from_functions_are_weighted_and_get_the_gold_columns():

@@ -221,6 +221,38 @@ def test_missing_eos_penalty():
 # --- statistics ----------------------------------------------------------------------------------------------------
 
 
+def test_whitening_by_hand():
+    """Mean 2, variance 1; what is outside the mask is left out."""
+    x, mask = torch.tensor([[1.0, 3.0, 9.0]], dtype=torch.float64), torch.tensor([[True, True, False]])
+    whitened = losses.masked_whiten(x, mask)
+    assert whitened[0, :2].tolist() == pytest.approx([-1, 1], abs=1e-6)
+    kept = losses.masked_whiten(x, mask, shift_mean=False)
+    assert kept[0, :2].tolist() == pytest.approx([1, 3], abs=1e-6)
+
+
+@pytest.mark.parametrize(("rows", "longest", "seed"), SHAPES)
+@pytest.mark.parametrize("estimator", ["k1", "k3"])
+def test_kl_estimates_are_the_definition(rows, longest, seed, estimator):
+    policy, ours_padded, mask = ragged(rows, longest, seed)
+    reference, theirs_padded = like(policy, seed + 1)
+    expected = [
+        [a - b if estimator == "k1" else math.exp(b - a) - 1 - (b - a) for a, b in zip(ours, theirs, strict=True)]
+        for ours, theirs in zip(policy, reference, strict=True)
+    ]
+    found = losses.kl_estimate(ours_padded, theirs_padded, estimator)
+    assert_rows(torch.where(mask.bool(), found, 0.0), expected)
+
+
+def test_kl_controller_over_a_run_is_the_definition():
+    controller, beta = losses.KLController(0.1, 6.0, 1000), 0.1
+    random_ = random.Random(0)
+    for _ in range(50):
+        kl, answers = random_.uniform(0, 30), random_.randint(1, 300)
+        beta = beta + beta * max(-0.2, min(0.2, (kl - 6.0) / 6.0)) * answers / 1000
+        controller.update(kl, answers)
+        assert controller.coef == pytest.approx(beta)
+
+
 @pytest.mark.parametrize(("rows", "longest", "seed"), SHAPES[1:])
 @pytest.mark.parametrize("shift_mean", [True, False])
 def test_whitening(rows, longest, seed, shift_mean):

@@ -337,6 +337,18 @@ def test_batches_of_balanced_length(tiny_model, data, tmp_path):
 
 
 @pytest.mark.slow
+def test_pretraining_on_two_ranks_with_uneven_documents(tiny_model, tmp_path):
+    """`two_ranks` fails where the ranks end with different weights."""
+    rows = [{"text": "发热时应多饮水，注意休息。" * (1 + i % 5)} for i in range(7)]
+    out = tmp_path / "out"
+    run = flags(tiny_model, write_rows(tmp_path / "texts.jsonl", rows), out, "--use_peft", "True", "--max_steps", "3",
+                "--max_length", "32", "--per_device_train_batch_size", "2", "--learning_rate", "1e-2")  # fmt: skip
+    two_ranks(["pretraining", *run])
+    summary = json.loads((out / "run_summary.json").read_text())
+    assert summary["world_size"] == 2 and summary["steps"] == 3 and losses(out)[-1] != losses(out)[0]
+
+
+@pytest.mark.slow
 def test_resume_amid_the_second_epoch_on_two_ranks(tiny_model, data, tmp_path):
     out = tmp_path / "out"
     run = flags(tiny_model, data, out, *SECOND_EPOCH, "--train_sampling_strategy", "group_by_length")

@@ -13,6 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from medical_qwen.evaluation import read_lines
+from medical_qwen.metrics import wilson_interval
 from medical_qwen.training import plot_loss, run
 
 NOTICE = "Sample texts of a language model. They may be wrong; none of this is medical advice."
@@ -26,7 +27,6 @@ ANSWER_SCORES = (
 )
 STAGE_FIGURES = ("train_loss", "eval_loss", "tokens_seen", "tokens_per_second", "padding_share", "peak_memory_gib",
                  "wall_seconds")  # fmt: skip
-PAIR_ACCURACY = ("eval_accuracy", "eval_accuracy_low", "eval_accuracy_high")
 MARGINS = ("eval_margin", "eval_rewards/margins")
 NEWLINE = "\n"
 
@@ -63,11 +63,14 @@ def score_table(output: Path) -> tuple[list[str], dict[str, dict[str, float]], d
         if (scores / f"{task}.json").is_file():
             for system, found in read(scores / f"{task}.json")["systems"].items():
                 put(title, system, found["accuracy"]["value"], found["accuracy"]["low"], found["accuracy"]["high"])
-    for system, figures in (("rm", PAIR_ACCURACY), ("dpo", ("eval_rewards/accuracies",))):
-        summary = output / system / "run_summary.json"
-        metrics = read(summary)["metrics"] if summary.is_file() else {}
-        if figures[0] in metrics:
-            put("pair accuracy % ↑", system, *(100 * metrics[name] for name in figures))
+    for system, accuracy in (("rm", "eval_accuracy"), ("dpo", "eval_rewards/accuracies")):
+        summary = (
+            read(output / system / "run_summary.json") if (output / system / "run_summary.json").is_file() else {}
+        )
+        if accuracy in summary.get("metrics", {}):
+            share, pairs = summary["metrics"][accuracy], summary["data"]["validation"]
+            put("pair accuracy % ↑", system, 100 * share, *(100 * x for x in wilson_interval(share * pairs, pairs)))
+            texts["pair accuracy % ↑"][system] += f" of {pairs}"
     return [*perplexity, *(["rm"] if "rm" in values.get("pair accuracy % ↑", {}) else [])], values, texts
 
 
@@ -139,8 +142,9 @@ def report(output: Path, sample_number: int = 3) -> str:
 
 {markdown_table(["score", *systems], score_rows)}
 
-In brackets: 95 % intervals (bootstrap over the questions). ↑ higher is better, ↓ lower is better. Pair accuracy: how
-often the reward model, or DPO's own reward, ranks the chosen answer of a held-out preference first.
+In brackets: 95 % intervals (of BLEU and ROUGE by bootstrap over the questions, of shares by Wilson's formula, of the
+reward from its standard error). ↑ higher is better, ↓ lower is better. Pair accuracy: how often the reward model, or
+DPO's own reward, ranks the chosen answer of so many held-out preferences first.
 
 ![scores](scores.png)
 

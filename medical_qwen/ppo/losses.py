@@ -156,7 +156,10 @@ def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> T
 def missing_eos_penalty(scores: Tensor, has_end: Tensor, penalty: float) -> Tensor:
     """`scores` (B,) less `penalty` where the response did not end by itself, `has_end` (B,) being false.
 
-    Without it a policy can gain by never stopping (Huang et al., arXiv 2403.17031).
+        s' = s - penalty * [no end]
+
+    As in TRL. Without it a policy can gain by never stopping; Huang et al., arXiv 2403.17031, give such responses a
+    fixed low score instead.
     """
     return scores - penalty * (~has_end.bool()).to(scores.dtype)
 

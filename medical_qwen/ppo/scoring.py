@@ -14,29 +14,31 @@ logger = logging.getLogger(__name__)
 Scorer = Callable[[list[dict[str, Any]], list[str], list[list[int]]], list[float]]
 
 
-def from_endpoint(url: str, batch_size: int = 32, timeout: float = 120.0) -> Scorer:
+def from_endpoint(url: str, batch_size: int = 32, timeout: float = 120.0, stop_ids: Sequence[int] = ()) -> Scorer:
     """A reward model behind HTTP: POST {"conversations": [[{role, content}, ...], ...]} -> {"scores": [0.5, ...]}.
 
-    Where there are conversations with tools, `"tools"` is a list of as many entries, null for those without.
+    `"finished"` is false for answers that were cut, that is, do not end in one of `stop_ids`. Where there are
+    conversations with tools, `"tools"` is a list of as many entries, null for those without.
     """
 
-    def score(rows: list[dict[str, Any]], answers: list[str], _: list[list[int]]) -> list[float]:
+    def score(rows: list[dict[str, Any]], answers: list[str], ids: list[list[int]]) -> list[float]:
         talks = [
             [*row["prompt"], {"role": "assistant", "content": answer}]
             for row, answer in zip(rows, answers, strict=True)
         ]
         tools = [row.get("tools") for row in rows]
+        finished = [bool(answer) and answer[-1] in stop_ids for answer in ids]
         return [
             number
             for start in range(0, len(talks), batch_size)
-            for number in _post(url, talks[start : start + batch_size], tools[start : start + batch_size], timeout)
+            for number in _post(url, *(x[start : start + batch_size] for x in (talks, tools, finished)), timeout)
         ]
 
     return score
 
 
-def _post(url: str, conversations: list[list[dict]], tools: list, timeout: float) -> list[float]:
-    body = {"conversations": conversations} | ({"tools": tools} if any(tools) else {})
+def _post(url: str, conversations: list[list[dict]], tools: list, finished: list[bool], timeout: float) -> list[float]:
+    body = {"conversations": conversations, "finished": finished} | ({"tools": tools} if any(tools) else {})
     request = urllib.request.Request(
         url,
         json.dumps(body, ensure_ascii=False).encode(),
