@@ -97,7 +97,8 @@ class PPOConfig(VLLMSwitches, TrainingArguments):
         default=None, metadata={"help": "Reward checkpoint directory: an adapter (it shares the base) or a model."}
     )
     reward_url: str | None = field(
-        default=None, metadata={"help": 'HTTP endpoint: POST {"conversations": [...], "finished": [...]} -> {"scores": [...]}.'}
+        default=None,
+        metadata={"help": 'HTTP endpoint: POST {"conversations": [...], "finished": [...]} -> {"scores": [...]}.'},
     )
     log_samples_steps: int = field(
         default=50, metadata={"help": "Log a table of prompts, answers and scores every so many steps; 0: never."}
