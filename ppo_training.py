@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> dict:
         train_dataset=train,
         eval_dataset=held_out,
         processing_class=tokenizer,
-        scorer=from_endpoint(config.reward_url, stop_ids=renderer.stop_token_ids) if config.reward_url else None,
+        scorer=from_endpoint(config.reward_url, renderer.stop_token_ids) if config.reward_url else None,
     )
     data = splits.report.as_dict() | {"truncation": truncation}
     return finish(trainer, stage="ppo", parent=model_args.model_name_or_path, data=data)

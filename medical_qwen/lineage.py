@@ -50,12 +50,12 @@ def resolve(model: str, adapter: str | None = None) -> Lineage:
     except (FileNotFoundError, ValueError):  # its base lies elsewhere: the given model is taken for it
         return Lineage(lineage.root, (*lineage.adapters, adapter))
     given, trained = (tuple(map(absolute, chain)) for chain in (lineage.adapters, own.adapters))
-    roots = absolute(lineage.root), absolute(own.root)
-    if given == trained[:-1] == () and roots[0] != roots[1]:
-        logger.warning("%s was trained on %s; %s is taken for a copy of it", adapter, own.root, lineage.root)
+    same_root = absolute(own.root) == absolute(lineage.root)
     if given == trained[:-1]:
+        if not (given or same_root):
+            logger.warning("%s was trained on %s; %s is taken for a copy of it", adapter, own.root, lineage.root)
         return Lineage(lineage.root, own.adapters)
-    if given == trained[: len(given)] and (given or absolute(own.root) == absolute(lineage.root)):
+    if given == trained[: len(given)] and (given or same_root):
         logger.info("%s comes with what it was trained on: %s", adapter, " + ".join(own.adapters[:-1]))
         return own
     raise ValueError(

@@ -61,7 +61,7 @@ def number_reward(
 def format_reward(
     completions: Sequence[Completion], format_pattern: str = THINK_ANSWER, opened: str = "", **columns: object
 ) -> list[float | None]:
-    """1 where the whole completion matches: by default one thought, then one answer, each of any number of lines.
+    """1 where the whole reply matches: by default one thought, then one answer, each of any number of lines.
     `opened`: what the prompt has begun of the reply (`<think>`, with the templates of some models)."""
     pattern = re.compile(format_pattern, re.DOTALL)
     return [float(bool(pattern.fullmatch(f"{opened}{_text(completion)}".strip()))) for completion in completions]
@@ -157,7 +157,7 @@ def load_reward(spec: str, **given: object) -> Reward:
 
 def check_gold(rows: Dataset, rewards: Sequence[str]) -> None:
     """Refuse exam questions without a right letter, and data of which no answer can be judged by `rewards`."""
-    by_gold = [name for name in ("choice", "number") if any(spec.startswith(name) for spec in rewards)]
+    by_gold = [name for name in ("choice", "number") if name in {_parsed(spec)[0] for spec in rewards}]
     unanswered = sum(bool(row.get("options")) and row.get("answer") is None for row in rows)
     if unanswered and "choice" in by_gold:
         raise ValueError(f"{unanswered} of {len(rows)} questions have options and no right letter to reward")

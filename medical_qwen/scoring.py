@@ -88,13 +88,9 @@ class RewardModel:
         return self.score_ids([self.encode(*row) for row in zip(conversations, tools, finished, strict=True)])
 
     def encode(self, conversation: Sequence[Message], tools: list | None = None, finished: bool = True) -> list[int]:
-        """The ids that training made of a prompt and one of its answers; not `finished`: less its end token."""
+        """The ids that are scored."""
         limit = getattr(self.trunk.config.get_text_config(), "max_position_embeddings", None)
-        pair, lost = self.renderer.pair(conversation[:-1], [conversation[-1:]], limit, tools)
-        if pair is None:
-            raise ValueError(f"no token of the answer fits into the {limit} positions of the reward model")
-        ids = [*pair.prompt_ids, *pair.completion_ids[0]]
-        return ids if finished or lost.answer_tokens_lost else ids[:-1]
+        return self.renderer.to_score(conversation, limit, tools, finished)
 
     @torch.inference_mode()
     def score_ids(self, ids: Sequence[Sequence[int]]) -> list[float]:

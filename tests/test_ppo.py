@@ -768,7 +768,7 @@ def test_scores_from_an_endpoint(endpoint):
         {"role": "user", "content": "b"},
     ]
     rows = [{"prompt": talk}] * 5
-    score = from_endpoint(f"{url}/good", batch_size=2, stop_ids=[2])
+    score = from_endpoint(f"{url}/good", [2], batch_size=2)
     tools = [{"type": "function", "function": {"name": "dose"}}]
     score([{"prompt": talk}, {"prompt": talk, "tools": tools}, {"prompt": talk}], ["", "", ""], [[]] * 3)
     assert [body.get("tools") for body in seen] == [[None, tools], None]
@@ -778,9 +778,9 @@ def test_scores_from_an_endpoint(endpoint):
     assert [len(body["conversations"]) for body in seen] == [2, 2, 1]
     assert seen[0]["conversations"][1] == [*talk, {"role": "assistant", "content": "x"}]
     with pytest.raises(ValueError, match="was sent 1 conversations; expected"):
-        from_endpoint(f"{url}/bad")(rows[:1], ["x"], [[]])
+        from_endpoint(f"{url}/bad", [2])(rows[:1], ["x"], [[]])
     with pytest.raises(ValueError, match=r"--reward_url: http://127\.0\.0\.1:9 gave no scores"):
-        from_endpoint("http://127.0.0.1:9")(rows[:1], ["x"], [[]])
+        from_endpoint("http://127.0.0.1:9", [2])(rows[:1], ["x"], [[]])
 
 
 def test_script_with_a_reward_behind_http(world, tmp_path, endpoint):

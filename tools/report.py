@@ -64,12 +64,12 @@ def score_table(output: Path) -> tuple[list[str], dict[str, dict[str, float]], d
             for system, found in read(scores / f"{task}.json")["systems"].items():
                 put(title, system, found["accuracy"]["value"], found["accuracy"]["low"], found["accuracy"]["high"])
     for system, accuracy in (("rm", "eval_accuracy"), ("dpo", "eval_rewards/accuracies")):
-        summary = (
-            read(output / system / "run_summary.json") if (output / system / "run_summary.json").is_file() else {}
-        )
-        if accuracy in summary.get("metrics", {}):
+        file = output / system / "run_summary.json"
+        summary = read(file) if file.is_file() else {"metrics": {}}
+        if accuracy in summary["metrics"]:
             share, pairs = summary["metrics"][accuracy], summary["data"]["validation"]
-            put("pair accuracy % ↑", system, 100 * share, *(100 * x for x in wilson_interval(share * pairs, pairs)))
+            interval = wilson_interval(round(share * pairs), pairs)
+            put("pair accuracy % ↑", system, 100 * share, *(100 * x for x in interval))
             texts["pair accuracy % ↑"][system] += f" of {pairs}"
     return [*perplexity, *(["rm"] if "rm" in values.get("pair accuracy % ↑", {}) else [])], values, texts
 

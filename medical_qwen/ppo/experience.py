@@ -204,12 +204,11 @@ class Experience:
         if self._reward_renderer is None:
             return texts
         limit = 2 * (self.config.max_prompt_length + self.config.max_completion_length)
-        read = []
-        for row, answer, finished in zip(rows, words, texts.finished, strict=True):
-            answers = [[{"role": "assistant", "content": answer}]]
-            pair, lost = self._reward_renderer.pair(row["prompt"], answers, limit, row.get("tools"))
-            if pair is None:
-                raise ValueError(f"the reward model's template leaves no room for an answer in {limit} tokens")
-            ids = [*pair.prompt_ids, *pair.completion_ids[0]]
-            read.append(ids if finished or lost.answer_tokens_lost else ids[:-1])  # an answer that was cut has no end
+        talks = [
+            [*row["prompt"], {"role": "assistant", "content": word}] for row, word in zip(rows, words, strict=True)
+        ]
+        read = [
+            self._reward_renderer.to_score(talk, limit, row.get("tools"), finished)
+            for talk, row, finished in zip(talks, rows, texts.finished, strict=True)
+        ]
         return Texts(read, [[] for _ in read], texts.finished)

@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 Scorer = Callable[[list[dict[str, Any]], list[str], list[list[int]]], list[float]]
 
 
-def from_endpoint(url: str, batch_size: int = 32, timeout: float = 120.0, stop_ids: Sequence[int] = ()) -> Scorer:
+def from_endpoint(url: str, stop_ids: Sequence[int], batch_size: int = 32, timeout: float = 120.0) -> Scorer:
     """A reward model behind HTTP: POST {"conversations": [[{role, content}, ...], ...]} -> {"scores": [0.5, ...]}.
 
     `"finished"` is false for answers that were cut, that is, do not end in one of `stop_ids`. Where there are

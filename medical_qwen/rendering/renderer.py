@@ -128,6 +128,23 @@ class Renderer:
         )
         return (rendered if learned else None), truncation
 
+    def to_score(
+        self,
+        conversation: Sequence[Message],
+        max_length: int | None = None,
+        tools: list[dict] | None = None,
+        finished: bool = True,
+    ) -> list[int]:
+        """What a reward model reads of a conversation: the ids that training made of a prompt and one of its answers.
+
+        `finished`: False for an answer that was cut off, which has no end token.
+        """
+        pair, lost = self.pair(conversation[:-1], [conversation[-1:]], max_length, tools)
+        if pair is None:
+            raise ValueError(f"no token of the answer fits into the {max_length} positions of the reward model")
+        ids = [*pair.prompt_ids, *pair.completion_ids[0]]
+        return ids if finished or lost.answer_tokens_lost else ids[:-1]
+
     def pair(
         self,
         prompt: Sequence[Message],
